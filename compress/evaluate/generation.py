@@ -1,0 +1,68 @@
+"""Looking at a model: what a stored artifact answers, through transformers on the unpacked weights."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Thread
+
+import torch
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextIteratorStreamer
+
+from compress.checkpoint.load import load_model
+from compress.checkpoint.tokenizer import write_tokenizer
+
+Message = dict[str, str]  # {"role": "user", "content": "…"}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn; temperature 0 always takes the likeliest."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A model with its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    stop_ids: list[int]
+
+    @classmethod
+    def load(cls, folder: Path, device: str) -> "Speaker":
+        """The stored model, ready to speak; its tokenizer is read through our conversion, so no code of it runs."""
+        with TemporaryDirectory() as clean:
+            write_tokenizer(folder, Path(clean))
+            tokenizer = AutoTokenizer.from_pretrained(clean)
+            stop = GenerationConfig.from_pretrained(clean).eos_token_id
+        return cls(load_model(folder, device=device), tokenizer, stop if isinstance(stop, list) else [stop])
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The conversation in the model's own chat markup, open for the assistant's answer."""
+        text: str = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        return text
+
+    def answer(self, prompt: str, sampling: Sampling, *, marked: bool) -> Iterator[str]:
+        """Pieces of the answer as they come; a `marked` prompt has its BOS and markup already."""
+        inputs = self.tokenizer(prompt, return_tensors="pt", add_special_tokens=not marked).to(self.model.device)
+        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        thread = Thread(target=self._generate, args=(inputs["input_ids"], streamer, sampling))
+        thread.start()
+        yield from streamer
+        thread.join()
+
+    def _generate(self, ids: torch.Tensor, streamer: TextIteratorStreamer, sampling: Sampling) -> None:
+        torch.manual_seed(sampling.seed)
+        drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        config = GenerationConfig(
+            max_new_tokens=sampling.max_tokens,
+            eos_token_id=self.stop_ids,
+            pad_token_id=self.tokenizer.pad_token_id,
+            **(drawn if sampling.temperature else {"do_sample": False}),
+        )
+        self.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, streamer=streamer)

@@ -1,0 +1,48 @@
+"""Shrinking the range of each group of weights when that lowers the output error.
+
+A group's largest weight sets the step for all of it; giving that weight up a little makes every other one finer. The
+error of a group alone is δ Hg δᵀ with Hg the block of H on the diagonal: what one group does to another's error is
+left to the rounding that follows.
+"""
+
+# W (out, in) weight · Hg (groups, g, g) diagonal blocks of the Gram matrix · δ (out, groups, g) rounding error
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from compress.quantize.grid import Grid, fit_grid, nearest
+from compress.quantize.recipe import AwqRecipe, ClipSearch
+
+
+def search_clip(
+    W: Float[Tensor, "out in_features"],
+    H: Float[Tensor, "in_features in_features"],
+    recipe: AwqRecipe,
+    search: ClipSearch,
+) -> Grid:
+    """The grid whose every group has the shrink factor, 1 among them, of least error."""
+    Hg = diagonal_blocks(H, recipe.group_size)
+    shape = (W.shape[0], Hg.shape[0])
+    best_error = W.new_full(shape, float("inf"))
+    best_shrink = W.new_ones(shape)
+    for shrink in torch.linspace(1.0, search.least, search.points).tolist():
+        error = _group_error(W, Hg, fit_grid(W, recipe.bits, recipe.group_size, W.new_full(shape, shrink)))
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best_shrink = torch.where(better, shrink, best_shrink)
+    return fit_grid(W, recipe.bits, recipe.group_size, best_shrink)
+
+
+def diagonal_blocks(
+    H: Float[Tensor, "in_features in_features"], group_size: int
+) -> Float[Tensor, "groups {group_size} {group_size}"]:
+    """The blocks of H between the channels of one group."""
+    blocks = H.unflatten(0, (-1, group_size)).unflatten(2, (-1, group_size))
+    return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
+
+
+def _group_error(W: Tensor, Hg: Tensor, grid: Grid) -> Float[Tensor, "out groups"]:
+    delta = (nearest(W, grid) - W).unflatten(1, (-1, grid.group_size))
+    moved = torch.bmm(delta.transpose(0, 1), Hg).transpose(0, 1)
+    return (moved * delta).sum(-1)

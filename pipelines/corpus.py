@@ -1,0 +1,23 @@
+"""Stage `corpus`: one of the data sections of `params.yaml` as token windows."""
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from compress.corpus import make_windows, read_documents, save_windows
+from pipelines.params import load
+from pipelines.stage import repository_root, run
+from registry.manifest import fresh_folder
+
+
+def main(key: str, tokenizer: Path, out: Path) -> None:
+    """Writes the windows of data.KEY to OUT, encoded by a tokenizer.json."""
+    root = repository_root()
+    recipe = getattr(load(root).data, key)
+    windows = make_windows(read_documents(recipe, root), Tokenizer.from_file(str(tokenizer)), recipe)
+    with fresh_folder(out) as folder:
+        save_windows(windows, folder)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,71 @@
+"""Stage `evaluate`: what a stored model lost against the stored base, on the evaluation windows."""
+
+from pathlib import Path
+
+import torch
+
+from compress.checkpoint.load import load_model
+from compress.checkpoint.write import write_json
+from compress.corpus import Windows, load_windows
+from compress.evaluate.compare import WindowScores, compare_models
+from compress.evaluate.size import sizes
+from pipelines.progress import show
+from pipelines.stage import device, parent, run
+
+
+def main(key: str, folder: Path, base: Path, evaluation: Path, out: Path, scores_out: Path) -> None:
+    """Writes the report of FOLDER to OUT and its scores, window by window, to SCORES_OUT."""
+    artifact, windows = parent(folder), load_windows(evaluation)
+    tokens = torch.from_numpy(windows.tokens).long().to(device())
+    reference = load_model(base, device=device())
+    variant = reference if folder == base else load_model(folder, device=device())
+    scores = compare_models(variant, reference, tokens, progress=show)
+    report = {
+        "variant": key,
+        "kind": artifact.kind,
+        "artifact": artifact.digest,
+        "metrics": {**scores.means(), **_sizes(folder, base)},
+        "domains": _by_domain(scores, windows),
+        "protocol": _protocol(windows),
+        "data": {"evaluation": windows.digest},
+    }
+    for path in (out, scores_out):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out, report)
+    write_json(scores_out, _rows(scores, windows))
+
+
+def _sizes(folder: Path, base: Path) -> dict[str, float]:
+    ours = sizes(folder)
+    return {**ours, "size_ratio": ours["size_bytes"] / sizes(base)["size_bytes"]}
+
+
+def _by_domain(scores: WindowScores, windows: Windows) -> dict[str, dict[str, float]]:
+    names = sorted(set(windows.domains))
+    return {name: dict(scores.means(torch.tensor([d == name for d in windows.domains]))) for name in names}
+
+
+def _protocol(windows: Windows) -> dict[str, object]:
+    """How to get the same numbers with another program."""
+    count, length = windows.tokens.shape
+    return {
+        "windows": count,
+        "length": length,
+        "stride": length,
+        "bos": "where the tokenizer puts it: at the start of each document",
+        "weights": "the stored numbers, unpacked to float32",
+        "perplexity": "exp of the mean NLL of tokens 2 to the last of every window",
+        "kl_nats": "mean KL(base || variant) over all positions, whole vocabulary",
+    }
+
+
+def _rows(scores: WindowScores, windows: Windows) -> list[dict[str, object]]:
+    columns = {name: getattr(scores, name).tolist() for name in ("nll_nats", "base_nll_nats", "kl_nats", "top1")}
+    return [
+        {"domain": domain, **{name: column[n] for name, column in columns.items()}}
+        for n, domain in enumerate(windows.domains)
+    ]
+
+
+if __name__ == "__main__":
+    run(main)

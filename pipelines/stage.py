@@ -1,0 +1,106 @@
+"""What every stage shares: its arguments, its errors in one line, and how an artifact comes into being."""
+
+import errno
+import importlib.metadata
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+from pydantic import JsonValue
+
+from compress.errors import CompressError
+from pipelines.params import ParamsError
+from registry.card import model_card
+from registry.errors import RegistryError
+from registry.manifest import Kind, Manifest, fresh_folder, seal, verify
+
+LIBRARIES = ("turbopress", "torch", "transformers")
+REFUSED = 1
+
+
+def repository_root() -> Path:
+    """Where `params.yaml` lies: the folder that DVC names, or the nearest above the working folder that has one.
+
+    Inside an experiment DVC runs stages in a temporary copy, which is the working folder then.
+    """
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        if (folder / "params.yaml").is_file():
+            return folder
+    raise ParamsError(f"{Path.cwd()}: no params.yaml here or above; run this inside a turbopress repository")
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turns what we refuse, and a full disk, into one line on stderr and exit status 1."""
+    try:
+        yield
+    except (CompressError, RegistryError, ParamsError) as error:
+        _refuse(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _refuse(f"{error.filename or 'output'}: the disk is full; free space and run again")
+
+
+def _refuse(message: str) -> None:
+    print(f"turbopress: {message}", file=sys.stderr)
+    raise SystemExit(REFUSED)
+
+
+def run(main: Callable[..., None]) -> None:
+    """Runs a stage's main function with its command line."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    with one_line_errors():
+        app()
+
+
+def parent(folder: Path) -> Manifest:
+    """The manifest of a stage's input, every byte of which has been checked."""
+    return verify(folder)
+
+
+@contextmanager
+def new_artifact(
+    out: Path,
+    *,
+    kind: Kind,
+    recipe: Mapping[str, JsonValue],
+    parents: Mapping[str, Manifest],
+    data: Mapping[str, str],
+    seed: int | None,
+    origin: Mapping[str, str],
+    model_format: str | None = None,
+) -> Iterator[Path]:
+    """Yields a fresh folder to write a model into; afterwards it is carded, sealed and stands whole at `out`."""
+    digests = {role: manifest.digest for role, manifest in parents.items()}
+    with fresh_folder(out) as folder:
+        yield folder
+        card = model_card(
+            name=out.name, kind=kind, recipe=recipe, origin=origin, base_model=_hub_id(origin),
+            model_format=model_format, parents=digests,
+        )  # fmt: skip
+        (folder / "README.md").write_text(card, "utf8")
+        seal(
+            folder, kind=kind, recipe=recipe, parents=digests, data=data, seed=seed, origin=origin, versions=versions()
+        )
+
+
+def _hub_id(origin: Mapping[str, str]) -> str | None:
+    """The base's id where it has one: what was fetched at a revision came from a hub."""
+    return origin["source"] if origin.get("revision") else None
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides an artifact's bytes."""
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
+def device() -> str:
+    """The first GPU, or the CPU; TURBOPRESS_DEVICE names another."""
+    import torch  # noqa: PLC0415 - slow to import, and not every stage computes
+
+    return os.environ.get("TURBOPRESS_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,84 @@
+"""The comparison of all variants: rows from their reports, as a table, as markdown, as a picture."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from pipelines.params import Params, ParamsError
+
+Row = dict[str, Any]
+COLUMNS = {
+    "variant": "variant",
+    "from": "made from",
+    "parameters": "parameters",
+    "size_bytes": "size",
+    "bits_per_weight": "bits a weight",
+    "perplexity": "perplexity",
+    "perplexity_delta": "against base",
+    "kl_nats": "KL, nats",
+    "top1_agreement": "top-1 as base",
+}
+COLORS = {"base": "#444444", "pruned": "#d08a2e", "distilled": "#3a7d44", "quantized": "#2f6db5"}
+
+
+def read_rows(params: Params, reports: Path) -> list[Row]:
+    """A row for each variant of `params.yaml` that has a report, in the order of the file."""
+    paths = {key: reports / f"{key}.json" for key in params.variants}
+    found = {key: json.loads(path.read_text("utf8")) for key, path in paths.items() if path.is_file()}
+    if not found:
+        raise ParamsError(f"{reports}: no reports yet; run `dvc repro`")
+    return [_row(params, key, report) for key, report in found.items()]
+
+
+def _row(params: Params, key: str, report: Row) -> Row:
+    made_from = " + ".join(params.parents(key).values())
+    return {"variant": key, "kind": report["kind"], "from": made_from, **report["metrics"]}
+
+
+def cells(row: Row) -> list[str]:
+    """A row as people read it."""
+    return [
+        row["variant"],
+        row["from"] or "–",
+        f"{row['parameters'] / 1e6:.2f} M",
+        f"{row['size_bytes'] / 1e6:.2f} MB",
+        f"{row['bits_per_weight']:.2f}",
+        f"{row['perplexity']:.3f}",
+        f"{row['perplexity_delta']:+.3f}",
+        f"{row['kl_nats']:.4f}",
+        f"{100 * row['top1_agreement']:.1f} %",
+    ]
+
+
+def markdown(rows: list[Row]) -> str:
+    """The table for a page."""
+    head = ["| " + " | ".join(COLUMNS.values()) + " |", "| --- | --- |" + " ---: |" * (len(COLUMNS) - 2)]
+    return "\n".join(head + ["| " + " | ".join(cells(row)) + " |" for row in rows]) + "\n"
+
+
+def table(rows: list[Row]) -> Table:
+    """The table for a terminal."""
+    result = Table(title="every variant against the base, from the stored artifacts", title_justify="left")
+    for number, title in enumerate(COLUMNS.values()):
+        result.add_column(title, justify="left" if number < 2 else "right")
+    for row in rows:
+        result.add_row(*cells(row))
+    return result
+
+
+def picture(rows: list[Row], path: Path) -> None:
+    """Size against perplexity, one dot a variant: down and left is better."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import, and a table needs none
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for row in rows:
+        size_mb = row["size_bytes"] / 1e6
+        axes.scatter(size_mb, row["perplexity"], s=60, color=COLORS[row["kind"]], zorder=3)
+        axes.annotate(row["variant"], (size_mb, row["perplexity"]), (7, 4), textcoords="offset points", fontsize=9)
+    axes.set(xlabel="size of the weights, MB", ylabel="perplexity on held-out text (less is better)", xlim=(0, None))
+    axes.margins(0.15)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
