@@ -8,12 +8,13 @@ cut into windows without overlap; which of them are taken is a draw by seed. No 
 import hashlib
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from pydantic import Field
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
@@ -21,12 +22,13 @@ from compress.errors import CompressError
 from compress.strict import Strict
 
 DEFAULT_DOMAIN = "text"
+FILES = (".jsonl", ".txt", ".parquet")  # any other source is a data set's id or folder
 
 
 class CorpusRecipe(Strict):
     """Where text comes from and how much of it is taken."""
 
-    source: str = Field(description="a .jsonl, .txt or .parquet file, or a Hugging Face data set id")
+    source: str = Field(description="a .jsonl, .txt or .parquet file, or a Hugging Face data set id or folder")
     windows: int = Field(ge=1)
     length: int = Field(ge=16, description="tokens of a window")
     seed: int = 0
@@ -57,23 +59,38 @@ class Windows:
 def read_documents(recipe: CorpusRecipe, root: Path) -> list[Document]:
     """The documents of a local file, found from `root`, or of a data set id."""
     path = root / recipe.source
-    readers = {".jsonl": _read_jsonl, ".txt": _read_txt, ".parquet": _read_parquet}
-    if path.suffix in readers:
-        if not path.is_file():
-            raise CompressError(f"{path}: not found; data sources are relative to the repository's root")
+    readers = dict(zip(FILES, (_read_jsonl, _read_txt, _read_parquet), strict=True))
+    if path.suffix not in FILES:
+        return _read_data_set(recipe, root)
+    if not path.is_file():
+        raise CompressError(f"{path}: not found; data sources are relative to the repository's root")
+    try:
         return readers[path.suffix](path)
-    return _read_data_set(recipe)
+    except UnicodeDecodeError as error:
+        raise CompressError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
 
 
 def _read_jsonl(path: Path) -> list[Document]:
-    documents = []
-    for number, line in enumerate(path.read_text("utf8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            documents.append(Document(str(row["text"]), str(row.get("domain", DEFAULT_DOMAIN))))
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise CompressError(f'{path}:{number}: expected {{"text": …}}, found {line[:60]!r}') from None
-    return documents
+    # Lines end at newlines only: JSON may hold the other separators that str.splitlines knows inside a text.
+    lines = path.read_text("utf8").removesuffix("\n").split("\n")
+    return [_json_document(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+
+
+def _json_document(line: str, place: str) -> Document:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        row = None
+    document = _document(row) if isinstance(row, dict) else None
+    if document is None:
+        raise CompressError(f'{place}: expected {{"text": "…"}}, found {line[:60]!r}; correct or remove the line')
+    return document
+
+
+def _document(row: Mapping[str, object]) -> Document | None:
+    """A row's text and domain, or None where its text is no text."""
+    text, domain = row.get("text"), row.get("domain")
+    return Document(text, DEFAULT_DOMAIN if domain is None else str(domain)) if isinstance(text, str) else None
 
 
 def _read_txt(path: Path) -> list[Document]:
@@ -83,21 +100,40 @@ def _read_txt(path: Path) -> list[Document]:
 def _read_parquet(path: Path) -> list[Document]:
     import pyarrow.parquet as pq  # noqa: PLC0415 - slow to import, and few sources need it
 
-    table = pq.read_table(path)
-    if "text" not in table.column_names:
-        raise CompressError(f"{path}: no column 'text', found {table.column_names}; rename the one that holds the text")
-    return [Document(str(text), DEFAULT_DOMAIN) for text in table["text"].to_pylist()]
+    try:
+        rows = pq.read_table(path).to_pylist()
+    except Exception as error:
+        raise CompressError(f"{path}: damaged or no parquet file ({_first_line(error)}); fetch it again") from None
+    return _documents(rows, str(path))
 
 
-def _read_data_set(recipe: CorpusRecipe) -> list[Document]:
+def _read_data_set(recipe: CorpusRecipe, root: Path) -> list[Document]:
     import datasets  # noqa: PLC0415 - slow to import, and the demo's sources are local
 
+    folder = root / recipe.source
     try:
-        rows = datasets.load_dataset(recipe.source, split=recipe.split)
+        rows = datasets.load_dataset(str(folder) if folder.is_dir() else recipe.source, split=recipe.split)
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise CompressError(f"{recipe.source}: neither a local file nor a data set that loads ({reason})") from None
-    return [Document(str(row["text"]), DEFAULT_DOMAIN) for row in rows]
+        raise CompressError(
+            f"{recipe.source}: no .jsonl, .txt or .parquet file, and as a data set it does not load "
+            f"({_first_line(error)}); correct the source, or connect"
+        ) from None
+    return _documents(rows, recipe.source)
+
+
+def _documents(rows: Iterable[Mapping[str, object]], source: str) -> list[Document]:
+    """Documents of numbered rows; refuses a row without a text, with its number."""
+    documents = []
+    for number, row in enumerate(rows):
+        document = _document(row)
+        if document is None:
+            raise CompressError(f"{source}: row {number} has no text in a column 'text', it has {sorted(row)}")
+        documents.append(document)
+    return documents
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def make_windows(documents: list[Document], tokenizer: Tokenizer, recipe: CorpusRecipe) -> Windows:
@@ -130,8 +166,11 @@ def save_windows(windows: Windows, folder: Path) -> None:
 
 def load_windows(folder: Path) -> Windows:
     """What `save_windows` wrote; refuses tokens that are not those that corpus.json names."""
-    about = json.loads((folder / "corpus.json").read_text("utf8"))
-    windows = Windows(load_file(folder / "windows.safetensors")["tokens"], about["domains"])
+    try:
+        about = json.loads((folder / "corpus.json").read_text("utf8"))
+        windows = Windows(load_file(folder / "windows.safetensors")["tokens"], about["domains"])
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise CompressError(f"{folder}: no windows ({_first_line(error)}); run `dvc repro corpus` again") from None
     if windows.digest != about["sha256"]:
         raise CompressError(f"{folder}: token ids do not match corpus.json; run `dvc repro corpus` again")
     return windows

@@ -1,11 +1,12 @@
 """How long work reports itself: algorithms take a `Progress` and know nothing of terminals."""
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 T = TypeVar("T")
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Hands items on one by one and tells a watcher where the work stands."""
 

@@ -8,8 +8,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from pipelines.check import in_order
 from pipelines.params import ParamsError, load
 from pipelines.stage import device, new_artifact, one_line_errors, parent, repository_root
+from registry.manifest import MANIFEST
 from registry.manifest import verify as verify_folder
 
 app = typer.Typer(
@@ -31,7 +33,7 @@ def main() -> None:
 @app.command()
 def check() -> None:
     """Read params.yaml and name everything that is wrong with it."""
-    params = load(repository_root())
+    params = in_order(repository_root())
     print(f"params.yaml is in order: {', '.join(params.variants)}")
 
 
@@ -112,6 +114,8 @@ def chat(
 ) -> None:
     """Talk to a stored model through transformers, on the CPU or a GPU; /reset forgets, Ctrl-D ends."""
     folder = _folder(model)
+    if (folder / MANIFEST).exists():  # any other folder may be talked to as well
+        verify_folder(folder)
     from compress.evaluate.generation import Sampling, Speaker  # noqa: PLC0415 - torch is slow to import
     from pipelines.conversation import answer_once, converse  # noqa: PLC0415
 

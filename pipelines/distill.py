@@ -8,16 +8,17 @@ import torch
 from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.load import load_model
 from compress.checkpoint.tokenizer import write_tokenizer
-from compress.checkpoint.write import write_json, write_model
+from compress.checkpoint.write import write_model
 from compress.corpus import load_windows
 from compress.distill.train import distill_
+from pipelines import plots
 from pipelines.params import load
 from pipelines.progress import show
-from pipelines.stage import device, new_artifact, parent, repository_root, run
+from pipelines.stage import device, new_artifact, parent, repository_root, run, write_trace
 
 
 def main(key: str, source: Path, teacher: Path, distillation: Path, out: Path, trace: Path) -> None:
-    """Writes distill.KEY to OUT and the loss of every step to TRACE."""
+    """Writes distill.KEY to OUT and the loss of every step to the folder TRACE."""
     recipe = load(repository_root()).distill[key]
     parents, windows = {"from": parent(source), "teacher": parent(teacher)}, load_windows(distillation)
     student, guide = (load_model(folder, device=device()) for folder in (source, teacher))
@@ -28,7 +29,7 @@ def main(key: str, source: Path, teacher: Path, distillation: Path, out: Path, t
     ) as folder:  # fmt: skip
         write_model(student, Checkpoint(source).config, folder)
         write_tokenizer(source, folder)
-    write_json(trace, [asdict(step) for step in steps])
+    write_trace(trace, [asdict(step) for step in steps], plots.loss)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Stage `evaluate`: what a stored model lost against the stored base, on the evaluation windows."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -9,18 +10,20 @@ from compress.checkpoint.write import write_json
 from compress.corpus import Windows, load_windows
 from compress.evaluate.compare import WindowScores, compare_models
 from compress.evaluate.size import sizes
+from pipelines import plots
 from pipelines.progress import show
 from pipelines.stage import device, parent, run
+from registry.manifest import fresh_folder
 
 
-def main(key: str, folder: Path, base: Path, evaluation: Path, out: Path, scores_out: Path) -> None:
-    """Writes the report of FOLDER to OUT and its scores, window by window, to SCORES_OUT."""
+def main(key: str, folder: Path, base: Path, evaluation: Path, out: Path, details: Path) -> None:
+    """Writes the report of FOLDER to OUT; its scores, window by window, and a picture to the folder DETAILS."""
     artifact, windows = parent(folder), load_windows(evaluation)
     tokens = torch.from_numpy(windows.tokens).long().to(device())
     reference = load_model(base, device=device())
     variant = reference if folder == base else load_model(folder, device=device())
     scores = compare_models(variant, reference, tokens, progress=show)
-    report = {
+    report: dict[str, Any] = {
         "variant": key,
         "kind": artifact.kind,
         "artifact": artifact.digest,
@@ -29,10 +32,11 @@ def main(key: str, folder: Path, base: Path, evaluation: Path, out: Path, scores
         "protocol": _protocol(windows),
         "data": {"evaluation": windows.digest},
     }
-    for path in (out, scores_out):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with fresh_folder(details) as fresh:
+        write_json(fresh / "windows.json", _rows(scores, windows))
+        plots.domains(report["domains"], fresh / "domains.png")
+    out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, report)
-    write_json(scores_out, _rows(scores, windows))
 
 
 def _sizes(folder: Path, base: Path) -> dict[str, float]:

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from compress.checkpoint.source import resolve
-
 from compress.checkpoint.checkpoint import Checkpoint
+from compress.checkpoint.source import resolve
 from compress.checkpoint.tokenizer import write_tokenizer
 from compress.checkpoint.write import ModelWriter
 from compress.errors import CompressError

@@ -1,12 +1,13 @@
 """`params.yaml` as one value, checked as a whole: every problem is told at once, before any stage has run."""
 
 import re
-from collections.abc import Iterator, Mapping
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from compress.checkpoint.config import LayoutName
 from compress.corpus import CorpusRecipe
@@ -15,11 +16,11 @@ from compress.prune.recipe import DepthRecipe
 from compress.quantize.recipe import AwqRecipe
 from compress.quantize.turbomind import GROUP_SIZE
 from compress.strict import Strict
+from pipelines import lineage
+from pipelines.lineage import BASE
 
 FILE = "params.yaml"
-BASE = "base"
-KEY = re.compile(r"[A-Za-z0-9_-]+")
-RESERVED = re.compile(r"latest|v\d+|base", re.IGNORECASE)  # MLflow's own aliases, and ours
+_NOTHING = object()
 Family = Literal["base", "prune", "distill", "quantize"]
 
 
@@ -62,6 +63,13 @@ class QuantizeVariant(AwqRecipe):
     layout: LayoutName = "llama"
     tensor_parallel: int = Field(1, ge=1)
 
+    @field_validator("group_size")
+    @classmethod
+    def _servable(cls, group_size: int) -> int:
+        if group_size != GROUP_SIZE:
+            raise ValueError(f"only {GROUP_SIZE} is taken by TurboMind")
+        return group_size
+
 
 class Registry(Strict):
     """The registered model's name in MLflow."""
@@ -97,84 +105,75 @@ class Params(Strict):
         return {}
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML says that a repeated key is an error; its loader keeps the last without a word."""
+class _Loader(yaml.SafeLoader):
+    """YAML says that a repeated key is an error, and YAML 1.2, which DVC reads, that 1e-3 is a number."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
-        keys = [self.construct_object(key, deep) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"key {key!r} occurs twice", problem_mark=node.start_mark
-                )
-        return super().construct_mapping(node, deep)
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._checked: set[int] = set()
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        if id(node) not in self._checked:  # merging `<<` may come by a second time, with keys that it has put there
+            self._checked.add(id(node))
+            self._refuse_repeated(node)
+        super().flatten_mapping(node)
+
+    def _refuse_repeated(self, node: yaml.MappingNode) -> None:
+        names = [key.value for key, _ in node.value]
+        for number, (key, _) in enumerate(node.value):
+            if key.value in names[:number]:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} occurs twice", problem_mark=key.start_mark)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), [*"-+.0123456789"]
+)
 
 
 def load(root: Path) -> Params:
     """The parameters of the repository at `root`, or `ParamsError` with everything that is wrong with them."""
-    path = root / FILE
+    raw = _read(root / FILE)
+    found = list(lineage.problems(raw))
     try:
-        raw = yaml.load(path.read_text("utf8"), _UniqueKeys)  # noqa: S506 - a SafeLoader
         params = Params.model_validate(raw)
-    except FileNotFoundError:
-        raise ParamsError(f"{path}: not found; run this from a turbopress repository") from None
-    except yaml.YAMLError as error:
-        raise ParamsError(f"{FILE}: not YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
-        raise ParamsError("\n".join(_explain(problem) for problem in error.errors())) from None
-    found = list(problems(params))
+        found = [_explain(problem, raw) for problem in error.errors()] + found
     if found:
         raise ParamsError("\n".join(f"{FILE}: {problem}" for problem in found))
     return params
 
 
-def _explain(problem: Mapping[str, object]) -> str:
-    parts = problem["loc"]
-    assert isinstance(parts, tuple)
-    place = ".".join(str(part) for part in parts) or "the file"
-    message = str(problem["msg"])
+def _read(path: Path) -> object:
+    try:
+        return yaml.load(path.read_text("utf8"), _Loader)  # noqa: S506 - a SafeLoader
+    except FileNotFoundError:
+        raise ParamsError(f"{path}: not found; run this from a turbopress repository") from None
+    except UnicodeDecodeError as error:
+        raise ParamsError(f"{FILE}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ParamsError(f"{FILE}:{line}: {error.problem}; correct the YAML") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ParamsError(f"{FILE}: {' '.join(str(error).split())}; correct the YAML") from None
+
+
+def _explain(problem: Mapping[str, Any], raw: object) -> str:
+    """One fault that pydantic found, its place first, in the words of the file."""
+    place = ".".join(_place(problem["loc"], raw)) or "the file"
     if problem["type"] == "extra_forbidden":
-        return f"{FILE}: {place}: unknown key; remove it or correct its spelling"
+        return f"{place}: unknown key; remove it or correct its spelling"
     if problem["type"] == "missing":
-        return f"{FILE}: {place}: missing; see params.yaml in the README"
-    return f"{FILE}: {place}: {message[0].lower()}{message[1:]}, found {problem['input']!r}"
+        return f"{place}: missing; see params.yaml in the README"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{place}: {message[0].lower()}{message[1:]}, found {reprlib.repr(problem['input'])}"
 
 
-def problems(params: Params) -> Iterator[str]:
-    """What the types cannot say: names, what is made from what, what no engine would load."""
-    yield from _names(params)
-    yield from _edges(params)
-    yield from _circles(params)
-    for key, variant in params.quantize.items():
-        if variant.group_size != GROUP_SIZE:
-            yield f"quantize.{key}.group_size: {variant.group_size}; TurboMind takes {GROUP_SIZE} only"
-
-
-def _names(params: Params) -> Iterator[str]:
-    families = {family: getattr(params, family) for family in ("prune", "distill", "quantize")}
-    for family, variants in families.items():
-        for key in variants:
-            if not KEY.fullmatch(key) or RESERVED.fullmatch(key):
-                yield f"{family}.{key}: no name for a variant; use letters, digits, _ and -, but not base, latest or v1"
-            others = [f for f, v in families.items() if key in v and f != family]
-            if others and family < others[0]:
-                yield f"{family}.{key}: {others[0]} has a variant of this name too; rename one"
-
-
-def _edges(params: Params) -> Iterator[str]:
-    for key, family in params.variants.items():
-        for role, parent in params.parents(key).items():
-            place = f"{family}.{key}.{role}"
-            if parent not in params.variants:
-                yield f"{place}: no model is named {parent}; there are {', '.join(params.variants)}"
-            elif params.variants[parent] == "quantize":
-                yield f"{place}: {parent} is quantized already; start from a 16-bit model"
-
-
-def _circles(params: Params) -> Iterator[str]:
-    for start in params.variants:
-        path = [start]
-        while (parent := params.parents(path[-1]).get("from")) is not None and parent not in path:
-            path.append(parent)
-        if parent == start:
-            yield f"{params.variants[start]}.{start}.from: goes in a circle: {' from '.join([*path, start])}"
+def _place(parts: Sequence[object], raw: object) -> Iterator[str]:
+    """The keys down to a fault, without the names that pydantic gives to alternatives between them."""
+    for number, part in enumerate(parts, 1):
+        inside = raw.get(part, _NOTHING) if isinstance(raw, Mapping) else _NOTHING
+        if inside is not _NOTHING:
+            raw = inside
+            yield str(part)
+        elif number == len(parts) and part != "[key]":
+            yield str(part)

@@ -6,17 +6,18 @@ import torch
 
 from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.tokenizer import write_tokenizer
-from compress.checkpoint.write import ModelWriter, write_json
+from compress.checkpoint.write import ModelWriter
 from compress.corpus import load_windows
 from compress.prune.depth import block_influence, least_influential, write_without
 from compress.quantize.turbomind import require_servable
+from pipelines import plots
 from pipelines.params import load
 from pipelines.progress import show
-from pipelines.stage import device, new_artifact, parent, repository_root, run
+from pipelines.stage import device, new_artifact, parent, repository_root, run, write_trace
 
 
 def main(key: str, source: Path, calibration: Path, out: Path, trace: Path) -> None:
-    """Writes prune.KEY to OUT and each layer's influence to TRACE."""
+    """Writes prune.KEY to OUT and each layer's influence to the folder TRACE."""
     recipe = load(repository_root()).prune[key]
     origin, windows, checkpoint = parent(source), load_windows(calibration), Checkpoint(source)
     scores = block_influence(checkpoint, torch.from_numpy(windows.tokens), device=device(), progress=show)
@@ -30,7 +31,8 @@ def main(key: str, source: Path, calibration: Path, out: Path, trace: Path) -> N
     ) as folder:  # fmt: skip
         write_without(checkpoint, removed, ModelWriter(folder, config, "llama"))
         write_tokenizer(source, folder)
-    write_json(trace, [{"layer": n, "influence": s, "removed": n in removed} for n, s in enumerate(scores)])
+    rows = [{"layer": n, "influence": s, "removed": n in removed} for n, s in enumerate(scores)]
+    write_trace(trace, rows, plots.influence)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 import errno
 import importlib.metadata
+import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import typer
 from pydantic import JsonValue
@@ -19,6 +21,7 @@ from registry.manifest import Kind, Manifest, fresh_folder, seal, verify
 
 LIBRARIES = ("turbopress", "torch", "transformers")
 REFUSED = 1
+Rows = Sequence[dict[str, Any]]
 
 
 def repository_root() -> Path:
@@ -34,7 +37,7 @@ def repository_root() -> Path:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turns what we refuse, and a full disk, into one line on stderr and exit status 1."""
+    """Turns what we refuse, and a full disk, into a line each on stderr and exit status 1."""
     try:
         yield
     except (CompressError, RegistryError, ParamsError) as error:
@@ -46,7 +49,8 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _refuse(message: str) -> None:
-    print(f"turbopress: {message}", file=sys.stderr)
+    for line in message.splitlines():
+        print(f"turbopress: {line}", file=sys.stderr)
     raise SystemExit(REFUSED)
 
 
@@ -87,6 +91,13 @@ def new_artifact(
         seal(
             folder, kind=kind, recipe=recipe, parents=digests, data=data, seed=seed, origin=origin, versions=versions()
         )
+
+
+def write_trace(folder: Path, rows: Rows, draw: Callable[[Rows, Path], None]) -> None:
+    """How a variant was made, in numbers and in a picture: FOLDER/trace.json and trace.png."""
+    with fresh_folder(folder) as fresh:
+        (fresh / "trace.json").write_text(json.dumps(rows, indent=2) + "\n", "utf8")
+        draw(rows, fresh / "trace.png")
 
 
 def _hub_id(origin: Mapping[str, str]) -> str | None:

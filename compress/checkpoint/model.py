@@ -17,4 +17,5 @@ def build_model(config: ModelConfig) -> PreTrainedModel:
     stock = AutoConfig.for_model(config.family, **deepcopy(fields))  # transformers adds keys to nested values
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(stock, attn_implementation="sdpa")
+    model.tie_weights()  # emptying made two parameters of a shared one
     return model.eval()

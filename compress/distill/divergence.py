@@ -63,14 +63,14 @@ class _Divergence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         hs, Ws, ht, Wt, lse_s, lse_t = ctx.saved_tensors
-        grad_h, grad_W = torch.zeros_like(hs), torch.empty_like(Ws)
+        grad_h, grad_W = torch.zeros_like(hs, dtype=torch.float32), torch.empty_like(Ws)
         for part in _slices(Ws.shape[0]):
             ps = (_logits(hs, Ws[part]) - lse_s[:, None]).exp_()
             ps -= (_logits(ht, Wt[part]) - lse_t[:, None]).exp_()
             error = (ps * gradient[:, None]).to(hs.dtype)
             grad_h += error @ Ws[part]
             grad_W[part] = error.t() @ hs
-        return grad_h, grad_W, None, None
+        return grad_h.to(hs.dtype), grad_W, None, None
 
 
 def _logits(h: Tensor, W: Tensor) -> Float[Tensor, "tokens slice"]:
@@ -84,5 +84,7 @@ def divergence(
     Wt: Float[Tensor, "vocab teacher_hidden"],
 ) -> Float[Tensor, " tokens"]:
     """KL(teacher ‖ student) of each token in nats; gradients reach the student's hidden states and head."""
+    if torch.is_autocast_enabled(hs.device.type):  # said here, because autocast does not reach a backward pass
+        hs, ht = (h.to(torch.get_autocast_dtype(hs.device.type)) for h in (hs, ht))
     result: Tensor = _Divergence.apply(hs, Ws.to(hs.dtype), ht, Wt.to(ht.dtype))  # type: ignore[no-untyped-call]
     return result

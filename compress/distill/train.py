@@ -1,6 +1,6 @@
 """The training loop: the student learns the teacher's distribution over the next token, on text of the user's choice.
 
-`accelerate` places, casts and synchronises, so the same loop runs on a CPU, a GPU or several. The student, its loss
+`accelerate` places and synchronises, so the same loop runs on a CPU, a GPU or several. The student, its loss
 and its head are one module, because that is what data-parallel wrappers see.
 """
 
@@ -61,19 +61,23 @@ def distill_(
     """Trains `student` in place on windows of token ids and returns the loss of every step."""
     _require_same_vocabulary(student, teacher)
     torch.manual_seed(recipe.seed)
-    accelerator = Accelerator(mixed_precision=recipe.precision)
+    accelerator = Accelerator()
+    # Not accelerate's own: that is a setting of the whole process, and the second recipe in it could not have another.
+    cast = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
     learner = Student(student.train())
     optimizer = torch.optim.AdamW(_groups(learner, recipe.weight_decay), recipe.learning_rate, betas=(0.9, 0.95))
     schedule = get_cosine_schedule_with_warmup(optimizer, recipe.warmup_steps, recipe.steps)
-    learner, optimizer, schedule = accelerator.prepare(learner, optimizer, schedule)
+    # The schedule counts updates; prepared, it would step once for each process.
+    learner, optimizer = accelerator.prepare(learner, optimizer)
     teacher = teacher.eval().to(accelerator.device)
     batches = _batches(tokens, recipe, accelerator)
     steps = []
     for step in progress(range(recipe.steps), "step"):
         batch = next(batches)
-        with torch.no_grad(), accelerator.autocast():
-            ht = final_hidden(teacher, batch)
-        loss = learner(batch, ht, teacher.lm_head.weight.detach())
+        with cast:
+            with torch.no_grad():
+                ht = final_hidden(teacher, batch)
+            loss = learner(batch, ht, teacher.lm_head.weight.detach())
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(learner.parameters(), recipe.clip_norm)
         optimizer.step()

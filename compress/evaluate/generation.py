@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTr
 
 from compress.checkpoint.load import load_model
 from compress.checkpoint.tokenizer import write_tokenizer
+from compress.errors import CompressError
 
 Message = dict[str, str]  # {"role": "user", "content": "…"}
 
@@ -31,7 +32,7 @@ class Speaker:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    stop_ids: list[int]
+    stop_ids: int | list[int] | None  # as generation_config.json has them
 
     @classmethod
     def load(cls, folder: Path, device: str) -> "Speaker":
@@ -40,21 +41,38 @@ class Speaker:
             write_tokenizer(folder, Path(clean))
             tokenizer = AutoTokenizer.from_pretrained(clean)
             stop = GenerationConfig.from_pretrained(clean).eos_token_id
-        return cls(load_model(folder, device=device), tokenizer, stop if isinstance(stop, list) else [stop])
+        return cls(load_model(folder, device=device), tokenizer, stop)
 
     def render(self, messages: Sequence[Message]) -> str:
         """The conversation in the model's own chat markup, open for the assistant's answer."""
+        if not self.tokenizer.chat_template:
+            raise CompressError("chat: this model has no chat template; continue a text with --raw")
         text: str = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         return text
 
     def answer(self, prompt: str, sampling: Sampling, *, marked: bool) -> Iterator[str]:
         """Pieces of the answer as they come; a `marked` prompt has its BOS and markup already."""
         inputs = self.tokenizer(prompt, return_tensors="pt", add_special_tokens=not marked).to(self.model.device)
+        if not inputs["input_ids"].numel():
+            raise CompressError("prompt: holds no token; write something to continue")
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        thread = Thread(target=self._generate, args=(inputs["input_ids"], streamer, sampling))
+        failures: list[BaseException] = []
+        thread = Thread(target=self._speak, args=(inputs["input_ids"], streamer, sampling, failures), daemon=True)
         thread.start()
         yield from streamer
         thread.join()
+        if failures:
+            raise failures[0]
+
+    def _speak(
+        self, ids: torch.Tensor, streamer: TextIteratorStreamer, sampling: Sampling, failures: list[BaseException]
+    ) -> None:
+        """Generates into the streamer, and ends it whatever happens: its reader would wait for ever."""
+        try:
+            self._generate(ids, streamer, sampling)
+        except BaseException as error:
+            failures.append(error)
+            streamer.end()
 
     def _generate(self, ids: torch.Tensor, streamer: TextIteratorStreamer, sampling: Sampling) -> None:
         torch.manual_seed(sampling.seed)

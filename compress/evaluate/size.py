@@ -12,7 +12,7 @@ from compress.checkpoint.model import build_model
 TYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1}
 
 
-def sizes(folder: Path) -> dict[str, float]:
+def sizes(folder: Path) -> dict[str, int | float]:
     """`parameters`, `size_bytes` of the tensors on disk, `bits_per_weight` over all, and over the decoder's linears."""
     config = Checkpoint(folder).config
     parameters = build_model(config).num_parameters()

@@ -28,35 +28,40 @@ def gptq(
     order = H.diagonal().argsort(descending=True, stable=True)
     U = _inverse_factor(H[order][:, order], damping, place)
     group = order // grid.group_size
-    scales, zeros = grid.scales[:, group], grid.zeros[:, group]
-    remaining, codes = W[:, order].clone(), torch.empty_like(W)
-    for start in range(0, W.shape[1], BLOCK):
-        block = slice(start, min(start + BLOCK, W.shape[1]))
-        errors = _round_block_(remaining[:, block], codes[:, block], scales[:, block], zeros[:, block], U[block, block])
-        remaining[:, block.stop :] -= errors @ U[block, block.stop :]
-    return codes[:, order.argsort()].to(torch.uint8)
+    # Transposed, so that what the loop works on, one column of W, lies in one piece.
+    Wt, scales, zeros = (t.t().contiguous() for t in (W[:, order], grid.scales[:, group], grid.zeros[:, group]))
+    codes = torch.empty_like(Wt)
+    for start in range(0, len(Wt), BLOCK):
+        block = slice(start, min(start + BLOCK, len(Wt)))
+        errors = _round_block_(Wt[block], codes[block], scales[block], zeros[block], U[block, block], grid.top)
+        Wt[block.stop :] -= U[block, block.stop :].t() @ errors
+    return codes[order.argsort()].t().contiguous().to(torch.uint8)
 
 
-def _round_block_(W: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor, U: Tensor) -> Float[Tensor, "out block"]:
+def _round_block_(
+    Wt: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor, U: Tensor, top: int
+) -> Float[Tensor, "block out"]:
     """Rounds a block's columns in turn, moving the later ones; returns each column's error over its U diagonal."""
-    errors = torch.empty_like(W)
-    for column in range(W.shape[1]):
-        w, s, z = W[:, column], scales[:, column], zeros[:, column]
-        q = ((w / s).round() + z).clamp(0, 15)
-        codes[:, column] = q
-        errors[:, column] = (w - (q - z) * s) / U[column, column]
-        W[:, column + 1 :] -= errors[:, column, None] * U[column, None, column + 1 :]
+    errors = torch.empty_like(Wt)
+    for column, (w, s, z) in enumerate(zip(Wt, scales, zeros, strict=True)):
+        q = codes[column] = (w / s).round_().add_(z).clamp_(0, top)
+        errors[column] = (w - (q - z).mul_(s)) / U[column, column]
+        Wt[column + 1 :].addr_(U[column, column + 1 :], errors[column], alpha=-1)
     return errors
 
 
 def _inverse_factor(H: Tensor, damping: float, place: str) -> Float[Tensor, "in_features in_features"]:
-    """U with UᵀU = (H + damping · mean(diag H) · I)⁻¹; channels that were never active get a diagonal of 1."""
+    """U with UᵀU = (H + damping · mean(diag H) · I)⁻¹; channels that were never active get a diagonal of 1.
+
+    With J the reversal of order, JHJ = LLᵀ gives H = (JLJ)(JLJ)ᵀ, whose first factor is upper: U is its inverse.
+    """
     H = H.clone()
     diagonal = H.diagonal()
     diagonal[diagonal == 0] = 1
     diagonal += damping * diagonal.mean()
-    lower, failed = torch.linalg.cholesky_ex(H)
+    lower, failed = torch.linalg.cholesky_ex(H.flip(0, 1))
     if failed.item() or not torch.isfinite(lower).all():
         raise CompressError(f"{place}: Gram is singular at damping {damping}; raise rounding.damping or add windows")
-    upper: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
+    identity = torch.eye(len(H), dtype=H.dtype, device=H.device)
+    upper: Tensor = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
     return upper

@@ -3,12 +3,10 @@
 A 135M model does so little work per token that an ordinary generate loop spends its time launching kernels. Three
 things cure that:
 
-- the key/value cache is one block of memory, allocated once; every row starts at the same slot because prompts are
-  padded on the left, so one number (`slot`) says where all rows are, and the rotary embedding, being relative, does not
-  mind;
+- the key/value cache is allocated once; prompts are padded on the left, so every row starts at the same slot and one
+  number (`slot`) says where all are (the rotary embedding is relative and does not mind);
 - a decoding step reads and writes only tensors that already exist, so it is recorded once as a CUDA graph and then
-  replayed. The attention reads the first `reach` slots of the cache; a few graphs with growing `reach` save reading
-  slots that are still empty;
+  replayed. The attention reads the first `reach` slots; a few graphs with growing `reach` skip the empty ones;
 - the query heads that share a key/value head are laid out as if they were successive queries. Grouped-query attention
   then is plain attention with no key or value repeated in memory.
 

@@ -1,0 +1,99 @@
+"""What each way to 4 bits costs the demo base, on the same windows and in one run: ours, its parts, and LMDeploy's own.
+
+    dvc repro fetch corpus && python benchmarks/demo_recipes.py
+    … --lmdeploy-python PYTHON --lmdeploy-script SCRIPT     # rows of LMDeploy's auto_awq as well
+
+LMDeploy's rows are made by LMDeploy's own program, run by an interpreter that has it (SCRIPT takes --model --out
+--calib and --search or --no-search, and replaces only its loader of hub data sets). Every row is measured from the
+folder that was written. Writes benchmarks/results/demo_recipes.json.
+"""
+
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from compress.checkpoint.checkpoint import Checkpoint
+from compress.checkpoint.load import load_model
+from compress.checkpoint.write import ModelWriter
+from compress.corpus import Windows, load_windows
+from compress.evaluate.compare import compare_models
+from compress.quantize.recipe import AwqRecipe, Nearest
+from compress.quantize.walk import quantize_model
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "demo_recipes.json"
+BASE = ROOT / "models" / "base"
+PLAIN = Nearest(method="nearest")
+RECIPES = {
+    "rtn": AwqRecipe(scale=None, clip=None, rounding=PLAIN),
+    "scale": AwqRecipe(clip=None, rounding=PLAIN),
+    "scale + clip": AwqRecipe(rounding=PLAIN),
+    "awq (scale + clip + gptq)": AwqRecipe(),
+}
+
+
+def ours(recipe: AwqRecipe, calibration: Windows, out: Path) -> Path:
+    """The base quantized by one of our recipes."""
+    out.mkdir()
+    checkpoint = Checkpoint(BASE)
+    writer = ModelWriter(out, checkpoint.config.replace(torch_dtype="float16"), "llama")
+    quantize_model(checkpoint, torch.from_numpy(calibration.tokens), recipe, writer)
+    return out
+
+
+def lmdeploys(python: Path, script: Path, search: bool, calibration: Windows, out: Path) -> Path:
+    """The base quantized by LMDeploy's auto_awq, on the same windows."""
+    tokens = out.with_suffix(".pt")
+    torch.save(torch.from_numpy(calibration.tokens).long(), tokens)
+    mode = "--search" if search else "--no-search"
+    command = [python, script, "--model", BASE, "--out", out, "--calib", tokens, mode, "--dtype", "float32"]
+    subprocess.run(list(map(str, command)), check=True, capture_output=True)
+    return out
+
+
+def measured(folder: Path, evaluation: Windows) -> dict[str, float]:
+    """Metrics of a written model against the base."""
+    tokens = torch.from_numpy(evaluation.tokens).long()
+    return dict(compare_models(load_model(folder), load_model(BASE), tokens).means())
+
+
+def main(
+    lmdeploy_python: Annotated[Path | None, typer.Option(help="an interpreter that can import lmdeploy")] = None,
+    lmdeploy_script: Annotated[Path | None, typer.Option(help="a program that runs its auto_awq")] = None,
+) -> None:
+    """Measures every recipe and prints the table."""
+    calibration, evaluation = (load_windows(ROOT / "data" / name) for name in ("calibration", "evaluation"))
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        made = {name: ours(recipe, calibration, Path(temporary) / name) for name, recipe in RECIPES.items()}
+        if lmdeploy_python and lmdeploy_script:
+            for name, search in (("lmdeploy", False), ("lmdeploy --search-scale", True)):
+                out = Path(temporary) / name.replace(" ", "")
+                made[name] = lmdeploys(lmdeploy_python, lmdeploy_script, search, calibration, out)
+        for name, folder in made.items():
+            rows.append({"recipe": name, **measured(folder, evaluation)})
+    rtn = next(row["kl_nats"] for row in rows if row["recipe"] == "rtn")
+    rows = [{**row, "closed_of_rtn": 1 - row["kl_nats"] / rtn} for row in rows]
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(rows, indent=2) + "\n", "utf8")
+    show(rows)
+
+
+def show(rows: list[dict[str, float]]) -> None:
+    """The table."""
+    table = Table("recipe", "perplexity", "KL, nats", "top-1 as base", "of rtn's KL closed")
+    for row in rows:
+        values = (row["perplexity"], row["kl_nats"], row["top1_agreement"], row["closed_of_rtn"])
+        table.add_row(str(row["recipe"]), *(f"{value:.4f}" for value in values))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)

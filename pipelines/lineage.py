@@ -1,0 +1,88 @@
+"""Which model is made from which, read from a raw `params.yaml`: its names and circles can be judged whatever else is
+wrong with the file."""
+
+import re
+from collections.abc import Iterator, Mapping
+
+FAMILIES = ("prune", "distill", "quantize")
+ROLES = ("from", "teacher")
+BASE = "base"
+KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+# Aliases of MLflow's own, the base, and reports/summary.json.
+RESERVED = re.compile(r"latest|v\d+|base|summary", re.IGNORECASE)
+
+Parents = Mapping[str, str]  # role → model
+Families = Mapping[str, Mapping[str, Parents]]  # family → variant → its parents
+
+
+def families(raw: object) -> Families:
+    """What the file says of each variant's parents, without the parts that are of a wrong type."""
+    return {family: {key: _parents(said) for key, said in _strings(raw, family).items()} for family in FAMILIES}
+
+
+def _strings(raw: object, family: str) -> dict[str, object]:
+    variants = raw.get(family) if isinstance(raw, Mapping) else None
+    return {k: v for k, v in variants.items() if isinstance(k, str)} if isinstance(variants, Mapping) else {}
+
+
+def _parents(said: object) -> dict[str, str]:
+    named = {role: said.get(role) for role in ROLES} if isinstance(said, Mapping) else {}
+    return {role: model for role, model in named.items() if isinstance(model, str)}
+
+
+def problems(raw: object) -> Iterator[str]:
+    """Names that cannot be, parents that are not there, and circles; each with its place first."""
+    found = families(raw)
+    yield from _names(found)
+    yield from _edges(found)
+    yield from _circles(found)
+
+
+def _names(found: Families) -> Iterator[str]:
+    owner: dict[str, str] = {}
+    for family, key, _ in _variants(found):
+        if not KEY.fullmatch(key) or RESERVED.fullmatch(key):
+            rule = "use letters, digits, _ and -, a letter or digit first, but not base, latest, summary or v1"
+            yield f"{family}.{key}: no name for a variant; {rule}"
+        if owner.setdefault(key, family) != family:
+            yield f"{family}.{key}: {owner[key]} has a variant of this name too; rename one"
+
+
+def _edges(found: Families) -> Iterator[str]:
+    models = {BASE: BASE}  # name → family, the first where two have it
+    for family, key, _ in _variants(found):
+        models.setdefault(key, family)
+    for family, key, parents in _variants(found):
+        for role, parent in parents.items():
+            if parent not in models:
+                yield f"{family}.{key}.{role}: no model is named {parent}; there are {', '.join(models)}"
+            elif models[parent] == "quantize":
+                yield f"{family}.{key}.{role}: {parent} is quantized already; start from a 16-bit model"
+
+
+def _circles(found: Families) -> Iterator[str]:
+    """Each circle once, at its first variant in the file."""
+    parents_of = {key: parents for _, key, parents in _variants(found) if key != BASE}
+    told: set[str] = set()
+    for family, key, parents in _variants(found):
+        for role, parent in parents.items() if key in parents_of else ():
+            way = _way(parents_of, parent, key)
+            if way and not told.issuperset(way):
+                told.update(way)
+                yield f"{family}.{key}.{role}: goes in a circle: {' from '.join([key, *way])}"
+
+
+def _way(parents_of: Mapping[str, Parents], start: str, goal: str) -> list[str]:
+    """A way from `start` back to `goal` along parents, or nothing where there is none."""
+    ways, seen = [[start]], {start}
+    for way in ways:
+        if way[-1] == goal:
+            return way
+        further = [parent for parent in parents_of.get(way[-1], {}).values() if parent not in seen]
+        seen.update(further)
+        ways.extend([*way, parent] for parent in further)
+    return []
+
+
+def _variants(found: Families) -> Iterator[tuple[str, str, Parents]]:
+    return ((family, key, parents) for family, variants in found.items() for key, parents in variants.items())

@@ -1,0 +1,207 @@
+"""The sliced divergence is the dense one, and training on it brings the student closer to its teacher."""
+
+import pytest
+import torch
+from tiny import CONFIG, windows, write_internlm2
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from compress.checkpoint.load import load_model
+from compress.distill import divergence as sliced
+from compress.distill.divergence import divergence
+from compress.distill.recipe import DistillRecipe
+from compress.distill.train import distill_
+from compress.errors import CompressError
+
+ONE_HEAD = {"num_attention_heads": 1, "num_key_value_heads": 1, "intermediate_size": 128, "vocab_size": 256}
+TEACHER = CONFIG | ONE_HEAD | {"num_hidden_layers": 2, "hidden_size": 128}
+STUDENT = CONFIG | ONE_HEAD | {"num_hidden_layers": 1, "hidden_size": 64}
+RECIPE = DistillRecipe(steps=8, batch=4, learning_rate=0.004, warmup_steps=2)
+
+
+def texts(count, seed=0):
+    return windows(count, 16, TEACHER["vocab_size"], seed)
+
+
+def heads(tokens=24, vocab=257, student=20, teacher=36, spread=2.0):
+    """Hidden states and heads of a student and a teacher of other sizes, logits of about `spread`."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(tokens, student), (vocab, student), (tokens, teacher), (vocab, teacher)]
+    hs, Ws, ht, Wt = (torch.randn(shape, generator=generator) for shape in shapes)
+    return hs.requires_grad_(), (Ws * spread / student**0.5).requires_grad_(), ht, Wt * spread / teacher**0.5
+
+
+def dense(hs, Ws, ht, Wt):
+    ours, theirs = (hs @ Ws.t()).log_softmax(-1), (ht @ Wt.t()).log_softmax(-1)
+    return nn.functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
+
+
+# --- the divergence
+
+
+@pytest.mark.parametrize("size", [1, 64, 100, 256, 257, 8192])
+@pytest.mark.parametrize("spread", [0.1, 3.0, 60.0])
+def test_divergence_and_its_gradients_are_those_of_dense_logits(monkeypatch, size, spread):
+    monkeypatch.setattr(sliced, "SLICE", size)
+    hs, Ws, ht, Wt = heads(spread=spread)
+    weights = torch.linspace(-1, 2, 24)  # each token's loss counts differently
+    ours, expected = divergence(hs, Ws, ht, Wt), dense(hs, Ws, ht, Wt)
+    assert torch.allclose(ours, expected, rtol=1e-4, atol=2e-5 * max(1.0, spread))
+    got, wanted = (torch.autograd.grad((kl * weights).sum(), [hs, Ws]) for kl in (ours, expected))
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(got, wanted, strict=True))
+    assert all(w.abs().max() > 1e-3 for w in wanted)
+
+
+def test_equal_models_diverge_by_nothing_and_are_not_moved():
+    hs, Ws, _, _ = heads(student=36)
+    kl = divergence(hs, Ws, hs.detach(), Ws.detach())
+    assert kl.abs().max() < 1e-5
+    for gradient in torch.autograd.grad(kl.sum(), [hs, Ws]):
+        assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+def test_the_teacher_gets_no_gradient():
+    hs, Ws, ht, Wt = heads()
+    ht, Wt = ht.requires_grad_(), Wt.requires_grad_()
+    divergence(hs, Ws, ht, Wt).sum().backward()
+    assert hs.grad is not None
+    assert ht.grad is None
+    assert Wt.grad is None
+
+
+class Largest(TorchDispatchMode):
+    """Records the most entries that any operation's result had."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self.entries = max(self.entries, tensor.numel())
+        return out
+
+
+def test_no_tensor_of_tokens_by_vocabulary_ever_exists(monkeypatch):
+    monkeypatch.setattr(sliced, "SLICE", 32)
+    tokens, vocab, hidden = 200, 1000, 8
+    inputs = heads(tokens, vocab, hidden, hidden)
+    with Largest() as ours:
+        divergence(*inputs).sum().backward()
+    with Largest() as plain:
+        dense(*inputs).sum().backward()
+    assert plain.entries == tokens * vocab  # so the measure sees what it should
+    assert ours.entries == max(tokens * 32, vocab * hidden)
+
+
+class Products(TorchDispatchMode):
+    """Records the types of all matrix products."""
+
+    def __init__(self):
+        super().__init__()
+        self.types = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.mm.default:
+            self.types.add(out.dtype)
+        return out
+
+
+def test_under_autocast_both_passes_multiply_in_its_type():
+    hs, Ws, ht, Wt = heads()
+    expected = torch.autograd.grad(dense(hs, Ws, ht, Wt).sum(), [hs, Ws])
+    with Products() as seen:
+        with torch.autocast("cpu", torch.bfloat16):
+            kl = divergence(hs, Ws, ht, Wt)
+        got = torch.autograd.grad(kl.sum(), [hs, Ws])
+    assert seen.types == {torch.bfloat16}
+    assert all(gradient.dtype == torch.float32 for gradient in got)
+    for ours, exact in zip(got, expected, strict=True):
+        assert (ours - exact).norm() < 0.05 * exact.norm()
+
+
+# --- training
+
+
+@pytest.fixture
+def models(tmp_path):
+    """Makes a student and its teacher, the same ones at each call; the student is smaller in every way."""
+    write_internlm2(tmp_path / "teacher", TEACHER)
+    write_internlm2(tmp_path / "student", STUDENT, seed=1)
+
+    def load():
+        return load_model(tmp_path / "student"), load_model(tmp_path / "teacher")
+
+    return load
+
+
+def held_out_kl(student, teacher):
+    with torch.no_grad():
+        ours, theirs = (model(texts(8, seed=9)).logits.log_softmax(-1) for model in (student, teacher))
+    return (theirs.exp() * (theirs - ours)).sum(-1).mean().item()
+
+
+def test_training_lowers_the_loss_and_brings_the_student_closer_on_held_out_windows(models):
+    student, teacher = models()
+    before, guide = held_out_kl(student, teacher), {k: v.clone() for k, v in teacher.state_dict().items()}
+    steps = distill_(student, teacher, texts(48), RECIPE.model_copy(update={"steps": 30}))
+    assert [step.step for step in steps] == list(range(30))
+    assert steps[0].loss_nats == pytest.approx(before, rel=0.2)
+    assert steps[-1].loss_nats < 0.8 * steps[0].loss_nats
+    assert held_out_kl(student, teacher) < 0.8 * before
+    assert all(torch.equal(guide[name], tensor) for name, tensor in teacher.state_dict().items())
+    assert not student.training
+
+
+def test_one_seed_gives_the_same_weights_bit_for_bit_and_another_gives_others(models):
+    trained = []
+    for seed in (3, 3, 4):
+        student, teacher = models()
+        losses = distill_(student, teacher, texts(16), RECIPE.model_copy(update={"steps": 3, "seed": seed}))
+        trained.append((student.state_dict(), losses))
+    (first, losses), (again, losses_again), (other, _) = trained
+    assert losses == losses_again
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_each_precision_trains_in_one_process(models, precision):
+    student, teacher = models()
+    steps = distill_(student, teacher, texts(16), RECIPE.model_copy(update={"precision": precision}))
+    assert steps[-1].loss_nats < steps[0].loss_nats
+    assert all(parameter.dtype == torch.float32 for parameter in student.parameters())
+
+
+def test_a_loss_that_is_no_number_stops_with_its_step(models):
+    student, teacher = models()
+    student.model.norm.weight.data[3] = float("nan")
+    with pytest.raises(CompressError, match=r"^step 0: the loss is nan; lower learning_rate or raise warmup_steps"):
+        distill_(student, teacher, texts(16), RECIPE)
+
+
+def test_training_that_runs_away_stops_with_its_step(models):
+    student, teacher = models()
+    with pytest.raises(CompressError, match=r"^step [1-9]\d*: the loss is (nan|inf)"):
+        distill_(student, teacher, texts(16), RECIPE.model_copy(update={"learning_rate": 1e30}))
+
+
+def test_vocabularies_that_differ_are_refused(tmp_path, models):
+    _, teacher = models()
+    write_internlm2(tmp_path / "other", STUDENT | {"vocab_size": 200})
+    with pytest.raises(CompressError, match=r"^student: vocabulary of 200, the teacher's has 256"):
+        distill_(load_model(tmp_path / "other"), teacher, texts(16), RECIPE)
+
+
+@pytest.mark.parametrize(("count", "batch"), [(12, 4), (10, 4), (3, 4)])
+def test_all_windows_are_seen_once_before_any_is_seen_twice(models, count, batch):
+    student, teacher = models()
+    numbered = torch.arange(count)[:, None].expand(count, 16).contiguous()  # a window is known by its token
+    seen = []
+    student.model.embed_tokens.register_forward_hook(lambda _, inputs, __: seen.extend(inputs[0][:, 0].tolist()))
+    distill_(student, teacher, numbered, RECIPE.model_copy(update={"steps": 6, "batch": batch}))
+    assert len(seen) == 6 * batch
+    rounds = [seen[start : start + count] for start in range(0, len(seen) - count + 1, count)]
+    assert len(rounds) >= 2
+    assert all(sorted(one) == list(range(count)) for one in rounds)

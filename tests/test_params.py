@@ -1,0 +1,194 @@
+"""`params.yaml` is judged as a whole, before anything runs, and every fault has its place in the file."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines.params import ParamsError, load
+
+ROOT = Path(__file__).parent.parent
+GOOD = """
+base: {source: model, revision: null}
+data:
+  calibration: {source: text/calibration.jsonl, windows: 8, length: 32, seed: 0}
+  evaluation: {source: text/evaluation.jsonl, windows: 8, length: 32, seed: 0}
+  distillation: {source: someone/data-set, windows: 8, length: 32, seed: 0}
+prune:
+  shallow: {from: base, method: depth, remove_layers: 1}
+distill:
+  student: {from: shallow, teacher: base, steps: 2, batch: 2, learning_rate: 0.001, warmup_steps: 0}
+quantize:
+  awq-w4: {from: base}
+  student-awq-w4: {from: student, rounding: {method: gptq, damping: 0.05}}
+registry: {model: demo}
+"""
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """Puts a params.yaml with some changes and returns every line of its refusal."""
+
+    def lines(change=lambda raw: None):
+        raw = yaml.safe_load(GOOD)
+        change(raw)
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
+        with pytest.raises(ParamsError) as error:
+            load(tmp_path)
+        return str(error.value).splitlines()
+
+    return lines
+
+
+def read(tmp_path, text):
+    (tmp_path / "params.yaml").write_text(text)
+    return load(tmp_path)
+
+
+def pruned(**changes):
+    return {"from": "base", "method": "depth", "remove_layers": 1} | changes
+
+
+def distilled(**changes):
+    said = {"from": "base", "teacher": "base", "steps": 2, "batch": 2, "learning_rate": 0.001, "warmup_steps": 0}
+    return said | changes
+
+
+# --- what is in order
+
+
+def test_the_repository_s_own_file_is_in_order():
+    params = load(ROOT)
+    assert next(iter(params.variants)) == "base"
+    assert {"awq-w4"} < params.variants.keys()
+
+
+def test_variants_come_in_the_order_of_the_file_with_their_parents(tmp_path):
+    params = read(tmp_path, GOOD)
+    assert list(params.variants.items()) == [
+        ("base", "base"), ("shallow", "prune"), ("student", "distill"), ("awq-w4", "quantize"),
+        ("student-awq-w4", "quantize"),
+    ]  # fmt: skip
+    assert params.parents("student") == {"from": "shallow", "teacher": "base"}
+    assert params.parents("awq-w4") == {"from": "base"}
+    assert params.parents("base") == {}
+
+
+@pytest.mark.parametrize("family", ["prune", "distill", "quantize"])
+def test_an_empty_family_is_switched_off(tmp_path, family):
+    raw = yaml.safe_load(GOOD)
+    raw |= {"prune": {}, "distill": {}, "quantize": {"awq-w4": {"from": "base"}}} | {family: {}}
+    assert family not in read(tmp_path, yaml.safe_dump(raw)).variants.values()
+
+
+def test_numbers_are_read_as_dvc_reads_them(tmp_path):
+    params = read(tmp_path, GOOD.replace("0.001", "1e-3").replace("0.05", "5E-2"))
+    assert params.distill["student"].learning_rate == 0.001
+    assert params.quantize["student-awq-w4"].rounding.damping == 0.05
+
+
+def test_merged_keys_are_no_repeated_keys(tmp_path):
+    merged = GOOD.replace("calibration: {source", "calibration: &text {source").replace(
+        "evaluation: {source: text/evaluation.jsonl, windows: 8, length: 32, seed: 0}",
+        "evaluation: {<<: *text, seed: 4}",
+    )
+    data = read(tmp_path, merged).data
+    assert (data.evaluation.source, data.evaluation.seed) == (data.calibration.source, 4)
+
+
+# --- what is not
+
+
+def test_every_problem_is_told_at_once(refused):
+    def change(raw):
+        raw["base"]["sauce"] = "x"
+        raw["data"]["calibration"]["windows"] = "many"
+        del raw["registry"]
+        raw["prune"]["shallow"]["from"] = "bass"
+        raw["quantize"]["awq-w4"]["group_size"] = 64
+        raw["quantize"]["v2"] = {"from": "base"}
+
+    found = refused(change)
+    assert all(line.startswith("params.yaml: ") for line in found)
+    places = {line.split(": ")[1] for line in found}
+    assert places == {
+        "base.sauce", "data.calibration.windows", "registry", "prune.shallow.from", "quantize.awq-w4.group_size",
+        "quantize.v2",
+    }  # fmt: skip
+    assert len(found) == 6
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "expected"),
+    [
+        ("base", {"sauce": 1}, "base.sauce: unknown key; remove it or correct its spelling"),
+        ("base", {"source": 7}, "base.source: input should be a valid string, found 7"),
+        ("prune", {"x": pruned(remove_layers=0)}, "prune.x.remove_layers: input should be greater than or equal to 1"),
+        ("prune", {"x": pruned(method="width")}, "prune.x.method: input should be 'depth', found 'width'"),
+        ("prune", {"x": None}, "prune.x: input should be a valid dictionary"),
+        ("quantize", {"x": {}}, "quantize.x.from: missing; see params.yaml in the README"),
+        ("quantize", {"x": {"from": "base", "group_size": 64}}, "quantize.x.group_size: only 128 is taken by Turbo"),
+        (
+            "quantize",
+            {"x": {"from": "base", "rounding": {"method": "gptq", "damping": 2}}},
+            "quantize.x.rounding.damping: input should be less than or equal to 1, found 2",
+        ),
+        ("distill", {"x": distilled(precision="fp8")}, "distill.x.precision: string should match pattern"),
+        ("quantize", {"x": {"from": "awq-w4"}}, "quantize.x.from: awq-w4 is quantized already; start"),
+        ("distill", {"x": distilled(teacher="awq-w4")}, "distill.x.teacher: awq-w4 is quantized already"),
+        (
+            "quantize",
+            {"x": {"from": "nobody"}},
+            "quantize.x.from: no model is named nobody; there are base, shallow, student, awq-w4, student-awq-w4, x",
+        ),
+        ("quantize", {"shallow": {"from": "base"}}, "quantize.shallow: prune has a variant of this name too"),
+        ("prune", {"a": pruned(**{"from": "a"})}, "prune.a.from: goes in a circle: a from a"),
+        ("distill", {"a": distilled(teacher="a")}, "distill.a.teacher: goes in a circle: a from a"),
+    ],
+)  # fmt: skip
+def test_a_fault_is_told_with_place_value_and_remedy(refused, section, change, expected):
+    (line,) = refused(lambda raw: raw[section].update(change))
+    assert line.startswith(f"params.yaml: {expected}")
+
+
+@pytest.mark.parametrize(
+    ("links", "expected"),
+    [
+        ({"a": "b", "b": "a"}, "prune.a.from: goes in a circle: a from b from a"),
+        ({"a": "b", "b": "c", "c": "a"}, "prune.a.from: goes in a circle: a from b from c from a"),
+        ({"in": "a", "a": "b", "b": "a"}, "prune.a.from: goes in a circle: a from b from a"),
+    ],
+)
+def test_a_circle_is_told_once_with_its_way(refused, links, expected):
+    found = refused(lambda raw: raw["prune"].update({key: pruned(**{"from": to}) for key, to in links.items()}))
+    assert found == [f"params.yaml: {expected}"]
+
+
+def test_a_circle_through_a_teacher_is_found(refused):
+    two = {"a": distilled(teacher="b"), "b": distilled(teacher="a")}
+    found = refused(lambda raw: raw["distill"].update(two))
+    assert found == ["params.yaml: distill.a.teacher: goes in a circle: a from b from a"]
+
+
+@pytest.mark.parametrize("key", ["base", "latest", "Latest", "v1", "v27", "summary", "a.b", "a b", "-x", "", "grün"])
+def test_a_name_that_mlflow_or_a_file_of_ours_has_is_refused(refused, key):
+    (line,) = refused(lambda raw: raw["quantize"].update({key: {"from": "base"}}))
+    assert line.startswith(f"params.yaml: quantize.{key}: no name for a variant; use letters, digits, _ and -")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (GOOD + "prune: {}\n", "params.yaml:15: key 'prune' occurs twice"),
+        (GOOD.replace("windows: 8,", "windows: 8, windows: 9,", 1), "params.yaml:4: key 'windows' occurs twice"),
+        (GOOD + "quantize\n", "params.yaml:16: could not find expected ':'"),
+        ("\tbase: x\n", "params.yaml:1: found character '\\t' that cannot start any token"),
+        ("", "params.yaml: the file: input should be a valid dictionary"),
+        ("base: \x00", "params.yaml: unacceptable character"),
+    ],
+)
+def test_text_that_is_no_such_file_is_refused_with_its_line(tmp_path, text, expected):
+    with pytest.raises(ParamsError) as error:
+        read(tmp_path, text)
+    assert str(error.value).startswith(expected)
+    assert "\n" not in str(error.value)

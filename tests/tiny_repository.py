@@ -1,0 +1,86 @@
+"""A repository of a few files: params.yaml, sealed models of two layers with a tokenizer of words, reports."""
+
+import json
+
+import yaml
+from tiny import CONFIG, windows, write_internlm2
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+
+from compress.checkpoint.checkpoint import Checkpoint
+from compress.checkpoint.convert import write_in_layout
+from compress.checkpoint.tokenizer import write_tokenizer
+from compress.checkpoint.write import ModelWriter
+from compress.quantize.recipe import AwqRecipe, Nearest
+from compress.quantize.walk import quantize_model
+from pipelines.stage import new_artifact, parent
+
+MARKS = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+WORDS = MARKS + [f"word{n}" for n in range(len(MARKS), CONFIG["vocab_size"])]
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<|im_start|> {{ m.role }} {{ m.content }} <|im_end|> {% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>{% endif %}"
+)
+RECIPE = AwqRecipe(scale=None, clip=None, rounding=Nearest(method="nearest"))
+TEXT = {"windows": 4, "length": 16, "seed": 0}
+PARAMS = {
+    "base": {"source": "source", "revision": None},
+    "data": {name: {"source": "text.txt", **TEXT} for name in ("calibration", "evaluation", "distillation")},
+    "prune": {},
+    "distill": {},
+    "quantize": {"awq-w4": {"from": "base"}, "not-made-yet": {"from": "base"}},
+    "registry": {"model": "demo"},
+}
+METRICS = {"parameters": 1_500_000, "bits_per_weight": 16.0, "bits_per_linear_weight": 16.0, "size_ratio": 1.0}
+REPORTS = {
+    "base": {"size_bytes": 3_000_000, "perplexity": 12.0, "perplexity_delta": 0.0, "kl_nats": 0.0, "top1_agreement": 1},
+    "awq-w4": {
+        "size_bytes": 900_000,
+        "perplexity": 12.5,
+        "perplexity_delta": 0.5,
+        "kl_nats": 0.04,
+        "top1_agreement": 0.9,
+    },
+}
+
+
+def make_repository(root):
+    """Writes everything below `root`."""
+    (root / "params.yaml").write_text(yaml.safe_dump(PARAMS, sort_keys=False))
+    (root / "text.txt").write_text(" ".join(WORDS))
+    (root / "reports").mkdir()
+    for key, metrics in REPORTS.items():
+        report = {"variant": key, "kind": "base" if key == "base" else "quantized", "metrics": METRICS | metrics}
+        (root / "reports" / f"{key}.json").write_text(json.dumps(report))
+    write_source(root / "source")
+    write_base(root / "source", root / "models" / "base")
+    write_quantized(root / "models" / "base", root / "models" / "awq-w4")
+    return root
+
+
+def write_source(folder):
+    """A float model in InternLM2's layout, with a tokenizer of whole words."""
+    write_internlm2(folder, CONFIG | {"num_hidden_layers": 2})
+    tokenizer = Tokenizer(WordLevel({word: n for n, word in enumerate(WORDS)}, "<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.add_special_tokens(MARKS)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    said = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "chat_template": TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(said))
+
+
+def write_base(source, out):
+    facts = {"recipe": {}, "parents": {}, "data": {}, "seed": None, "origin": {"source": "source"}}
+    with new_artifact(out, kind="base", **facts) as folder:
+        write_in_layout(source, "llama", folder)
+
+
+def write_quantized(source, out):
+    made_from, checkpoint = parent(source), Checkpoint(source)
+    recipe = RECIPE.model_dump(mode="json")
+    facts = {"parents": {"from": made_from}, "data": {}, "seed": None, "origin": made_from.origin}
+    with new_artifact(out, kind="quantized", recipe=recipe, model_format="awq", **facts) as folder:
+        writer = ModelWriter(folder, checkpoint.config.replace(torch_dtype="float16"), "llama")
+        quantize_model(checkpoint, windows(2), RECIPE, writer)
+        write_tokenizer(source, folder)
