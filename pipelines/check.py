@@ -1,7 +1,8 @@
 """Stage `check`: refuses a bad `params.yaml`, with every problem at once, before any other stage runs.
 
 It also writes down what the local sources hold, a file for each, so that what reads a source runs again when its
-content changes and nothing else does: DVC itself cannot watch a path that may be a hub's id instead.
+content changes and nothing else does: DVC itself cannot watch a path that may be a hub's id instead. Stage
+`register-base`, which runs every time, asks `changed_sources` whether what was written down still holds.
 """
 
 import json
@@ -23,6 +24,19 @@ def main(out: Path) -> None:
     with fresh_folder(out) as folder:
         for name, source in _sources(params).items():
             (folder / f"{name}.json").write_text(json.dumps(_content(root, source), indent=2) + "\n", "utf8")
+
+
+def changed_sources(root: Path, params: Params, folder: Path) -> list[str]:
+    """A line for each local source that no longer holds what `main` wrote to FOLDER; ids are taken at their word."""
+    changed = {
+        "base" if name == "base" else f"data.{name}": source
+        for name, source in _sources(params).items()
+        if _content(root, source) != json.loads((folder / f"{name}.json").read_text("utf8"))
+    }
+    remedy = "run `dvc repro --force check`, then `dvc repro`"
+    return [
+        f"{FILE}: {place}.source: {source} has changed since it was read; {remedy}" for place, source in changed.items()
+    ]
 
 
 def in_order(root: Path) -> Params:

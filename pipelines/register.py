@@ -2,16 +2,24 @@
 
 import json
 from pathlib import Path
+from typing import Annotated
 
-from pipelines.params import load
+import typer
+
+from pipelines.check import changed_sources
+from pipelines.params import ParamsError, load
 from pipelines.stage import repository_root, run
 from registry.publish import publish
 
+Sources = Annotated[Path | None, typer.Option(help="what stage `check` wrote; refuse if a source has changed since")]
 
-def main(key: str, folder: Path, report: Path, plots: list[Path]) -> None:
+
+def main(key: str, folder: Path, report: Path, plots: list[Path], sources: Sources = None) -> None:
     """Publishes FOLDER with its REPORT and PLOTS under the alias KEY."""
     root = repository_root()
     model = load(root).registry.model
+    if sources and (changed := changed_sources(root, load(root), sources)):
+        raise ParamsError("\n".join(changed))
     print(publish(folder, json.loads(report.read_text("utf8")), root=root, model=model, variant=key, plots=plots))
 
 

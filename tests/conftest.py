@@ -1,7 +1,11 @@
 """Shapes in the signatures of compress/ are checked while the tests run; the pipeline runs once for all who ask."""
 
 import pytest
+import torch
 from jaxtyping import install_import_hook
+
+# The models here are so small that threads wait for each other: on two busy cores some tests took 70 times longer.
+torch.set_num_threads(1)
 
 install_import_hook("compress", "beartype.beartype")
 
@@ -9,7 +13,7 @@ install_import_hook("compress", "beartype.beartype")
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory):
     """A clone of this repository in which `dvc repro` has run."""
-    from pipeline_run import Clone  # noqa: PLC0415 - after the hook
+    from pipeline_run import Clone
 
     clone = Clone(tmp_path_factory.mktemp("pipeline") / "turbopress")
     clone.run("dvc", "repro")

@@ -11,7 +11,7 @@ import pytest
 from test_params import GOOD, ROOT
 
 from pipelines import check
-from pipelines.params import ParamsError
+from pipelines.params import ParamsError, load
 from registry.errors import RegistryError
 
 
@@ -26,6 +26,13 @@ def repository(tmp_path, monkeypatch):
     for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
+
+
+def process(stage, *arguments, cwd):
+    """A stage's own process, its output and its exit status."""
+    command = [sys.executable, "-m", f"pipelines.{stage}", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_check_writes_a_file_a_source(repository):
@@ -61,12 +68,50 @@ def test_check_refuses_an_old_mlflow_file_store(repository):
 def test_a_bad_file_ends_the_stage_with_lines_on_stderr_and_nothing_written(repository):
     bad = GOOD.replace("from: student,", "from: bass, sauce: 1,").replace("windows: 8", "windows: 0", 1)
     (repository / "params.yaml").write_text(bad)
-    command = [sys.executable, "-m", "pipelines.check", "data/sources"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    made = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, check=False)
+    made = process("check", "data/sources", cwd=repository)
     assert made.returncode == 1
     assert made.stdout == ""
     lines = made.stderr.splitlines()
     assert len(lines) == 3
     assert all(line.startswith("turbopress: params.yaml: ") for line in lines)
     assert not (repository / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "source", "file"),
+    [("base", "model", "model/sub/model.bin"), ("data.evaluation", "text/evaluation.jsonl", "text/evaluation.jsonl")],
+)
+def test_a_local_source_that_changed_since_is_named_and_one_that_was_put_back_is_not(repository, place, source, file):
+    check.main(Path("data/sources"))
+    params, before = load(repository), (repository / file).read_bytes()
+    assert check.changed_sources(repository, params, Path("data/sources")) == []
+    for change in (lambda path: path.write_bytes(before + b"!"), Path.unlink):
+        change(repository / file)
+        assert check.changed_sources(repository, params, Path("data/sources")) == [
+            f"params.yaml: {place}.source: {source} has changed since it was read; run `dvc repro --force check`, "
+            "then `dvc repro`"
+        ]
+    (repository / file).write_bytes(before)
+    assert check.changed_sources(repository, params, Path("data/sources")) == []
+
+
+def test_a_file_that_joined_the_base_is_a_change(repository):
+    check.main(Path("data/sources"))
+    (repository / "model" / "tokenizer.json").touch()
+    (line,) = check.changed_sources(repository, load(repository), Path("data/sources"))
+    assert line.startswith("params.yaml: base.source: model has changed")
+
+
+def test_the_look_up_of_the_base_refuses_to_go_on_with_changed_sources(repository):
+    check.main(Path("data/sources"))
+    for name in ("calibration", "evaluation"):
+        (repository / "text" / f"{name}.jsonl").write_text("other")
+    made = process(
+        "register", "base", "models/base", "reports/base.json", "plot.png", "--sources", "data/sources", cwd=repository
+    )
+    assert (made.returncode, made.stdout) == (1, "")
+    lines = made.stderr.splitlines()
+    assert [line.split(": ")[:3] for line in lines] == [
+        ["turbopress", "params.yaml", f"data.{name}.source"] for name in ("calibration", "evaluation")
+    ]
+    assert not (repository / "mlflow.db").exists()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from tiny import CONFIG, windows, write_internlm2
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -172,6 +173,23 @@ def test_each_precision_trains_in_one_process(models, precision):
     steps = distill_(student, teacher, texts(16), RECIPE.model_copy(update={"precision": precision}))
     assert steps[-1].loss_nats < steps[0].loss_nats
     assert all(parameter.dtype == torch.float32 for parameter in student.parameters())
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """accelerate, which keeps its choice for the whole process, would train on a device that computes nothing."""
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "meta")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_one_process_trains_where_the_student_lies(elsewhere, models):
+    student, teacher = models()
+    steps = distill_(student, teacher, texts(16), RECIPE)
+    assert steps[-1].loss_nats < steps[0].loss_nats
+    assert AcceleratorState().device.type == "meta"  # so accelerate would have
+    assert {parameter.device.type for model in (student, teacher) for parameter in model.parameters()} == {"cpu"}
 
 
 def test_a_loss_that_is_no_number_stops_with_its_step(models):

@@ -77,6 +77,15 @@ def test_a_second_repro_does_nothing_but_the_register_look_ups(pipeline):
     assert done.stdout.count("unchanged") >= len(LOOK_UPS)
 
 
+def test_editing_an_embedded_text_is_seen(pipeline):
+    text = pipeline.folder / "examples/demo/text/calibration.jsonl"
+    before = text.read_bytes()
+    text.write_bytes(before + b'{"text": "One more."}\n')
+    assert "check" in pipeline.stages_to_run()
+    text.write_bytes(before)
+    assert pipeline.stages_to_run() == LOOK_UPS
+
+
 def test_changing_one_variant_runs_its_branch_alone(pipeline):
     def damp(values):
         values["quantize"]["awq-w4"]["rounding"]["damping"] = 0.2

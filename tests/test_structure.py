@@ -95,8 +95,11 @@ def test_a_stage_that_reads_params_lists_the_sections_that_it_reads(name):
 
 
 def test_the_sources_are_looked_at_every_time():
-    """DVC would not see a change in a text that the user put elsewhere."""
-    assert STAGES["check"]["always_changed"] is True
+    """DVC would not see a change in a text that the user put elsewhere; it does see one in those that lie here."""
+    look_up = STAGES["register-base"]
+    assert look_up["always_changed"] is True
+    assert "--sources data/sources" in look_up["cmd"]
+    assert {"params.yaml", "examples/demo/base", "examples/demo/text"} < set(STAGES["check"]["deps"])
     assert {f"data/sources/{name}.json" for name in ("base", "*")} <= {
         dep for name in ("fetch", "corpus") for dep in paths(STAGES[name], "deps")
     }

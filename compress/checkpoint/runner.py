@@ -47,10 +47,14 @@ class LayerRunner:
         """The windows after a layer."""
         return torch.cat(list(self._batches(layer, hidden)))
 
+    def rope(self, hidden: Hidden) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the positions of a batch, on its device."""
+        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        return self._rope(hidden, positions)
+
     def _batches(self, layer: nn.Module, hidden: Hidden) -> Iterator[Hidden]:
-        positions = torch.arange(hidden.shape[1], device=self.device)[None]
         for batch in hidden.split(self.batch):
             x = batch.to(self.device)
             # No mask: the stock attention is causal without one, and windows have no padding.
-            out = layer(x, attention_mask=None, position_ids=positions, position_embeddings=self._rope(x, positions))
+            out = layer(x, attention_mask=None, position_embeddings=self.rope(x))
             yield (out[0] if isinstance(out, tuple) else out).to("cpu")

@@ -1,7 +1,8 @@
 """The training loop: the student learns the teacher's distribution over the next token, on text of the user's choice.
 
-`accelerate` places and synchronises, so the same loop runs on a CPU, a GPU or several. The student, its loss
-and its head are one module, because that is what data-parallel wrappers see.
+`accelerate` synchronises, so the same loop runs in one process, on the device where the student lies, or in several,
+each with the GPU that `accelerate` gives it. The student, its loss and its head are one module, because that is what
+data-parallel wrappers see.
 """
 
 from collections.abc import Iterator
@@ -62,15 +63,16 @@ def distill_(
     _require_same_vocabulary(student, teacher)
     torch.manual_seed(recipe.seed)
     accelerator = Accelerator()
+    device = student.device if accelerator.num_processes == 1 else accelerator.device
+    student, teacher = student.train().to(device), teacher.eval().to(device)
     # Not accelerate's own: that is a setting of the whole process, and the second recipe in it could not have another.
-    cast = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
-    learner = Student(student.train())
+    cast = torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
+    learner = Student(student)
     optimizer = torch.optim.AdamW(_groups(learner, recipe.weight_decay), recipe.learning_rate, betas=(0.9, 0.95))
     schedule = get_cosine_schedule_with_warmup(optimizer, recipe.warmup_steps, recipe.steps)
     # The schedule counts updates; prepared, it would step once for each process.
-    learner, optimizer = accelerator.prepare(learner, optimizer)
-    teacher = teacher.eval().to(accelerator.device)
-    batches = _batches(tokens, recipe, accelerator)
+    learner, optimizer = accelerator.prepare(learner, optimizer, device_placement=[False, False])  # placed above
+    batches = _batches(tokens.to(device), recipe, accelerator)
     steps = []
     for step in progress(range(recipe.steps), "step"):
         batch = next(batches)
@@ -108,7 +110,7 @@ def _batches(tokens: Tensor, recipe: DistillRecipe, accelerator: Accelerator) ->
             order[: recipe.batch * accelerator.num_processes],
             order[recipe.batch * accelerator.num_processes :],
         )
-        yield tokens[taken[accelerator.process_index :: accelerator.num_processes]].to(accelerator.device)
+        yield tokens[taken[accelerator.process_index :: accelerator.num_processes]]
 
 
 def _finite(loss: float, step: int) -> float:

@@ -17,16 +17,21 @@ from compress.quantize.grid import Grid
 BLOCK = 128
 
 
+def damped(H: Float[Tensor, "in_features in_features"], damping: float) -> Float[Tensor, "in_features in_features"]:
+    """H with `damping` times its mean diagonal added to it; channels that were never active get a diagonal of 1."""
+    H = H.clone()
+    diagonal = H.diagonal()
+    diagonal[diagonal == 0] = 1
+    diagonal += damping * diagonal.mean()
+    return H
+
+
 def gptq(
-    W: Float[Tensor, "out in_features"],
-    H: Float[Tensor, "in_features in_features"],
-    grid: Grid,
-    damping: float,
-    place: str,
+    W: Float[Tensor, "out in_features"], H: Float[Tensor, "in_features in_features"], grid: Grid, place: str
 ) -> UInt8[Tensor, "out in_features"]:
-    """Codes on `grid` of about the least output error that rounding one column after another can reach."""
+    """Codes on `grid` of about the least output error that rounding one column after another can reach; H is damped."""
     order = H.diagonal().argsort(descending=True, stable=True)
-    U = _inverse_factor(H[order][:, order], damping, place)
+    U = _inverse_factor(H[order][:, order], place)
     group = order // grid.group_size
     # Transposed, so that what the loop works on, one column of W, lies in one piece.
     Wt, scales, zeros = (t.t().contiguous() for t in (W[:, order], grid.scales[:, group], grid.zeros[:, group]))
@@ -50,18 +55,14 @@ def _round_block_(
     return errors
 
 
-def _inverse_factor(H: Tensor, damping: float, place: str) -> Float[Tensor, "in_features in_features"]:
-    """U with UᵀU = (H + damping · mean(diag H) · I)⁻¹; channels that were never active get a diagonal of 1.
+def _inverse_factor(H: Tensor, place: str) -> Float[Tensor, "in_features in_features"]:
+    """U with UᵀU = H⁻¹.
 
     With J the reversal of order, JHJ = LLᵀ gives H = (JLJ)(JLJ)ᵀ, whose first factor is upper: U is its inverse.
     """
-    H = H.clone()
-    diagonal = H.diagonal()
-    diagonal[diagonal == 0] = 1
-    diagonal += damping * diagonal.mean()
     lower, failed = torch.linalg.cholesky_ex(H.flip(0, 1))
     if failed.item() or not torch.isfinite(lower).all():
-        raise CompressError(f"{place}: Gram is singular at damping {damping}; raise rounding.damping or add windows")
+        raise CompressError(f"{place}: Gram matrix is singular; raise rounding.damping or add windows")
     identity = torch.eye(len(H), dtype=H.dtype, device=H.device)
     upper: Tensor = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
     return upper

@@ -24,6 +24,15 @@ class Grid:
     group_size: int
 
     @property
+    def rest(self) -> tuple[Tensor, int, int]:
+        """Everything but the scales, in the order of the fields."""
+        return self.zeros, self.bits, self.group_size
+
+    def rows(self, rows: slice) -> "Grid":
+        """The grid of some outputs."""
+        return Grid(self.scales[rows], self.zeros[rows], self.bits, self.group_size)
+
+    @property
     def top(self) -> int:
         """The largest code."""
         return 2**self.bits - 1

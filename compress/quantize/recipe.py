@@ -20,6 +20,13 @@ class ClipSearch(Strict):
     least: float = Field(0.6, gt=0, lt=1)
 
 
+class Feedback(Strict):
+    """Each linear makes good a share of what the rounded layers before it have done to the hidden states."""
+
+    share: float = Field(0.6, gt=0, le=1)
+    damping: float = Field(0.1, gt=0, description="added to the Gram's diagonal, as a share of its mean")
+
+
 class Nearest(Strict):
     """Every weight to its nearest grid point."""
 
@@ -27,20 +34,25 @@ class Nearest(Strict):
 
 
 class Gptq(Strict):
-    """Columns in order of falling Gram diagonal, each one's error made good by those after it."""
+    """Columns in order of falling Gram diagonal, each one's error made good by those after it; then refined.
+
+    A round of refinement fits the scales to the codes, then moves single codes while that lowers the output error.
+    """
 
     method: Literal["gptq"]
     damping: float = Field(0.05, gt=0, le=1, description="added to the diagonal, as a share of its mean")
+    refine: int = Field(2, ge=0, le=10, description="rounds")
 
 
 Rounding = Annotated[Nearest | Gptq, Field(discriminator="method")]
 
 
 class AwqRecipe(Strict):
-    """4-bit asymmetric weights in AWQ's format; `scale: null` or `clip: null` leaves that search out."""
+    """4-bit asymmetric weights in AWQ's format; `null` for scale, clip or feedback leaves that ingredient out."""
 
     bits: Literal[4] = 4
     group_size: Literal[32, 64, 128] = 128
     scale: ScaleSearch | None = ScaleSearch(points=20)
     clip: ClipSearch | None = ClipSearch(points=20, least=0.6)
-    rounding: Rounding = Gptq(method="gptq", damping=0.05)
+    feedback: Feedback | None = Feedback(share=0.6, damping=0.1)
+    rounding: Rounding = Gptq(method="gptq", damping=0.05, refine=2)

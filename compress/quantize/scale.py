@@ -13,29 +13,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 from compress.quantize.grid import fit_grid, nearest
-from compress.quantize.recipe import AwqRecipe, ScaleSearch
-from compress.quantize.statistics import output_error
+from compress.quantize.recipe import AwqRecipe
+from compress.quantize.statistics import Statistics, output_error
 
 SMALLEST = 1e-4  # padded channels have activations of exactly zero; their scale must stay a number
 Tie = Callable[[Tensor], Tensor]
 
 
 def search_scale(
-    W: Float[Tensor, "out in_features"],
-    H: Float[Tensor, "in_features in_features"],
-    m: Float[Tensor, " in_features"],
-    recipe: AwqRecipe,
-    search: ScaleSearch,
-    tie: Tie,
+    W: Float[Tensor, "out in_features"], statistics: Statistics, recipe: AwqRecipe, tie: Tie
 ) -> Float[Tensor, " in_features"]:
     """The s of least output error among |x|^α / |w|^(1−α), α on a grid; `tie` makes channels share one where they must.
 
-    α = 0 with equal weights would be s = 1; s = 1 itself is always tried, so the answer is never worse than no scale.
+    s = 1 is always tried, so the answer is never worse than no scale.
     """
-    w = _relative_magnitude(W, recipe.group_size)
-    exponents = [step / search.points for step in range(search.points)]
+    assert recipe.scale is not None
+    m, w = statistics.magnitude, _relative_magnitude(W, recipe.group_size)
+    exponents = [step / recipe.scale.points for step in range(recipe.scale.points)]
     candidates = [torch.ones_like(m), *(_candidate(m, w, a, tie) for a in exponents)]
-    errors = [_rounding_error(W, H, s, recipe) for s in candidates]
+    errors = [_rounding_error(W, statistics.H, s, recipe) for s in candidates]
     return candidates[int(torch.stack(errors).argmin())]
 
 

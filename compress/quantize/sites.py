@@ -7,6 +7,7 @@ those channels share one scale.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float
@@ -21,18 +22,24 @@ class Site:
 
     linears: tuple[str, ...]
     producer: str
+    writes_residual: bool = False
 
     @property
     def key(self) -> str:
         """The linear at whose input statistics are taken."""
         return self.linears[0]
 
+    def rows(self, layer: nn.Module) -> dict[str, slice]:
+        """Where each linear's outputs lie in the joined weight."""
+        ends = list(accumulate(layer.get_parameter(f"{name}.weight").shape[0] for name in self.linears))
+        return {name: slice(a, b) for name, a, b in zip(self.linears, [0, *ends], ends, strict=False)}
+
 
 SITES = (
     Site(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "input_layernorm"),
-    Site(("self_attn.o_proj",), "self_attn.v_proj"),
+    Site(("self_attn.o_proj",), "self_attn.v_proj", writes_residual=True),
     Site(("mlp.gate_proj", "mlp.up_proj"), "post_attention_layernorm"),
-    Site(("mlp.down_proj",), "mlp.up_proj"),
+    Site(("mlp.down_proj",), "mlp.up_proj", writes_residual=True),
 )
 LINEARS = tuple(linear for site in SITES for linear in site.linears)
 
@@ -40,6 +47,12 @@ LINEARS = tuple(linear for site in SITES for linear in site.linears)
 def joined_weight(layer: nn.Module, site: Site) -> Float[Tensor, "out in_features"]:
     """The weights of a site's linears, one above the other."""
     return torch.cat([layer.get_parameter(f"{name}.weight").data for name in site.linears])
+
+
+def set_joined_weight_(layer: nn.Module, site: Site, W: Float[Tensor, "out in_features"]) -> None:
+    """The inverse of `joined_weight`."""
+    for name, rows in site.rows(layer).items():
+        layer.get_parameter(f"{name}.weight").data.copy_(W[rows])
 
 
 def tie_for(site: Site, config: ModelConfig) -> Callable[[Tensor], Tensor]:
@@ -55,12 +68,12 @@ def tie_for(site: Site, config: ModelConfig) -> Callable[[Tensor], Tensor]:
     return tie
 
 
-def fold_(layer: nn.Module, site: Site, s: Float[Tensor, " in_features"], config: ModelConfig) -> None:
-    """Multiplies the site's columns by s and divides its producer by it: the layer computes what it did."""
-    for name in site.linears:
-        layer.get_parameter(f"{name}.weight").data.mul_(s)
+def divide_producer_(
+    layer: nn.Module, site: Site, s: Float[Tensor, " in_features"], config: ModelConfig
+) -> Float[Tensor, " produced"]:
+    """Divides what produces the site's input by s, so that the input is divided; returns the divisor of each row."""
     if site.producer == "self_attn.v_proj":
         s = s.unflatten(0, (config.num_kv_heads, -1, config.head_dim))[:, 0].flatten()
-    producer = layer.get_submodule(site.producer)
-    for parameter in producer.parameters():
+    for parameter in layer.get_submodule(site.producer).parameters():
         parameter.data.div_(s if parameter.dim() == 1 else s[:, None])
+    return s

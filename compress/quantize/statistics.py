@@ -1,72 +1,64 @@
-"""What one pass over the calibration windows leaves behind for each input of a layer: its Gram matrix.
+"""What one pass over the calibration windows leaves behind for the input of a set of linears.
 
-For a linear layer with weight error ΔW the output error over all tokens is exactly tr(ΔW H ΔWᵀ), H = Σ x xᵀ: every
-search below reads H and never runs the layer again.
+For a linear layer with weight error ΔW the output error over all tokens is exactly tr(ΔW H ΔWᵀ), H = E[x xᵀ]: every
+search reads H and never runs the layer again. Two more sums say how far the rounded layers before have moved the
+input, and the residual stream beside it, from what the float model has there.
 """
 
-# H (in, in) Gram · m (in,) mean |x| · ΔW (out, in) weight error
+# x, x̃ (tokens, in) input in the rounded and in the float model · h, h̃ (tokens, hidden) residual stream beside them
+# H (in, in) = E[x xᵀ] · D (in, in) = E[(x̃ − x) xᵀ] · R (hidden, in) = E[(h̃ − h) xᵀ] · ΔW (out, in) weight error
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 
-@dataclass
-class InputStatistics:
-    """Float32 sums over the tokens seen so far."""
+@dataclass(frozen=True)
+class Statistics:
+    """Means over the calibration tokens, in float32; `R` only where the linears write to the residual stream."""
 
-    gram_sum: Float[Tensor, "in_features in_features"] | None = None
-    magnitude_sum: Float[Tensor, " in_features"] | None = None
-    num_tokens: int = 0
+    H: Float[Tensor, "in_features in_features"]
+    magnitude: Float[Tensor, " in_features"]
+    D: Float[Tensor, "in_features in_features"]
+    R: Float[Tensor, "hidden in_features"] | None
 
-    def add_(self, x: Float[Tensor, "*batch in_features"]) -> None:
-        """Counts more tokens in."""
+    def scaled(self, s: Float[Tensor, " in_features"]) -> "Statistics":
+        """The statistics of x / s."""
+        R = None if self.R is None else self.R / s
+        return replace(self, H=self.H / s / s[:, None], magnitude=self.magnitude / s, D=self.D / s / s[:, None], R=R)
+
+
+class Accumulator:
+    """Sums over batches of tokens; the means at the end do not depend on how the tokens were batched."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._num_tokens = 0
+
+    def add(self, x: Tensor, x_float: Tensor, drift: Tensor | None) -> None:
+        """Counts a batch in: both models' inputs, and h̃ − h where it is wanted."""
         rows = x.flatten(0, -2).float()
-        gram, magnitude = rows.t() @ rows, rows.abs().sum(0)
-        self.gram_sum = gram if self.gram_sum is None else self.gram_sum.add_(gram)
-        self.magnitude_sum = magnitude if self.magnitude_sum is None else self.magnitude_sum.add_(magnitude)
-        self.num_tokens += rows.shape[0]
+        moved = x_float.flatten(0, -2).float() - rows
+        self._add("H", rows.t() @ rows)
+        self._add("D", moved.t() @ rows)
+        self._add("magnitude", rows.abs().sum(0))
+        if drift is not None:
+            self._add("R", drift.flatten(0, -2).float().t() @ rows)
+        self._num_tokens += rows.shape[0]
 
-    @property
-    def H(self) -> Float[Tensor, "in_features in_features"]:
-        """The mean of x xᵀ."""
-        assert self.gram_sum is not None
-        return self.gram_sum / self.num_tokens
+    def _add(self, name: str, value: Tensor) -> None:
+        self._sums[name] = self._sums[name].add_(value) if name in self._sums else value
 
-    @property
-    def magnitude(self) -> Float[Tensor, " in_features"]:
-        """The mean of |x|."""
-        assert self.magnitude_sum is not None
-        return self.magnitude_sum / self.num_tokens
-
-
-@dataclass
-class Collector:
-    """Statistics of the inputs of chosen linears, by name."""
-
-    of: dict[str, InputStatistics] = field(default_factory=dict)
-
-    @contextmanager
-    def watching(self, layer: nn.Module, linears: list[str]) -> Iterator[None]:
-        """While this is open, every run of `layer` is counted."""
-        handles = [self._watch(layer.get_submodule(name), name) for name in linears]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _watch(self, module: nn.Module, name: str) -> torch.utils.hooks.RemovableHandle:
-        statistics = self.of.setdefault(name, InputStatistics())
-        return module.register_forward_pre_hook(lambda _, inputs: statistics.add_(inputs[0]))
+    def means(self) -> Statistics:
+        """What all tokens so far give."""
+        means = {name: total / self._num_tokens for name, total in self._sums.items()}
+        return Statistics(means["H"], means["magnitude"], means["D"], means.get("R"))
 
 
 def output_error(
     delta: Float[Tensor, "out in_features"], H: Float[Tensor, "in_features in_features"]
 ) -> Float[Tensor, " out"]:
     """Mean squared error of each output for the weight error `delta`: the diagonal of ΔW H ΔWᵀ."""
-    return ((delta @ H) * delta).sum(1)
+    return torch.einsum("oi,oi->o", delta @ H, delta)

@@ -1,6 +1,6 @@
 """The quantizer: calibration windows go through the model once, and each layer is rounded on the way.
 
-The next layer is calibrated on what the rounded layers before it give, so that it can make their errors good.
+Each set of linears is calibrated on what those rounded before it really give, beside what the float model has there.
 """
 
 from dataclasses import dataclass
@@ -13,11 +13,10 @@ from compress.checkpoint.runner import LayerRunner
 from compress.checkpoint.write import ModelWriter
 from compress.errors import CompressError
 from compress.progress import Progress, silent
-from compress.quantize.layer import QuantizedLinear, quantize_layer_
+from compress.quantize.layer import QuantizedLinear, Walkers, quantize_layer_
 from compress.quantize.packing import pack_linear
 from compress.quantize.recipe import AwqRecipe
-from compress.quantize.sites import SITES
-from compress.quantize.statistics import Collector
+from compress.quantize.stream import Stream
 
 
 @dataclass(frozen=True)
@@ -41,16 +40,14 @@ def quantize_model(
     progress: Progress = silent,
 ) -> list[LinearError]:
     """Writes the quantized model and returns what each linear lost; `tokens` are the windows (count, length)."""
-    runner = LayerRunner(checkpoint, device, batch)
-    hidden, errors = runner.embed(tokens), []
+    runner, errors = LayerRunner(checkpoint, device, batch), []
+    embedded = runner.embed(tokens)
+    walkers = Walkers(Stream.start(runner, embedded), Stream.start(runner, embedded))
     for n in progress(range(checkpoint.config.num_layers), "layer"):
-        layer, collector = runner.load(n), Collector()
-        with collector.watching(layer, [site.key for site in SITES]):
-            runner.run(layer, hidden)
-        linears = quantize_layer_(layer, collector.of, checkpoint.config, recipe, f"layers.{n}")
+        layer = runner.load(n)
+        linears = quantize_layer_(layer, walkers, checkpoint.config, recipe, f"layers.{n}")
         errors += [LinearError(n, name, linear.error, linear.nearest_error) for name, linear in linears.items()]
         writer.layer(n, _stored(layer, linears, n))
-        hidden = runner.run(layer, hidden)
         runner.release(n)
     writer.outer(as_half(checkpoint.tensors(checkpoint.outer_names())))
     writer.close(quantization_config(recipe))
