@@ -23,20 +23,23 @@ NUM_GREEDY = 32
 NUM_PROMPT = 64
 
 
-def unpacked_scores(folder: Path, tokens: torch.Tensor) -> tuple[list[float], list[int]]:
-    """Mean NLL of each window from the unpacked weights, and a greedy continuation of the first."""
+def unpacked_scores(folder: Path, tokens: torch.Tensor, prompt: list[int]) -> tuple[list[float], list[int]]:
+    """Mean NLL of each window from the unpacked weights, and a greedy continuation of a prompt."""
     from compress.checkpoint.load import load_model
 
     model = load_model(folder, device="cuda")
     with torch.no_grad():
         losses = [model(x[None], labels=x[None]).loss.item() for x in tokens.cuda()]
-        start = tokens[:1, :NUM_PROMPT].cuda()
-        whole = model.generate(start, max_new_tokens=NUM_GREEDY, min_new_tokens=NUM_GREEDY, do_sample=False)
-    return losses, whole[0, NUM_PROMPT:].tolist()
+        start = torch.tensor([prompt], device="cuda")
+        whole = model.generate(
+            start, attention_mask=torch.ones_like(start), max_new_tokens=NUM_GREEDY, min_new_tokens=NUM_GREEDY,
+            do_sample=False, pad_token_id=0,
+        )  # fmt: skip
+    return losses, whole[0, len(prompt) :].tolist()
 
 
-def engine_scores(folder: Path, tokens: torch.Tensor) -> tuple[list[float], list[int]]:
-    """The same from TurboMind."""
+def engine_scores(folder: Path, tokens: torch.Tensor, prompt: str, num_ids: int) -> tuple[list[float], list[int]]:
+    """The same from TurboMind, which encodes the prompt itself, to `num_ids` tokens."""
     from lmdeploy import GenerationConfig, TurbomindEngineConfig, pipeline
 
     quantized = "quantization_config" in json.loads((folder / "config.json").read_text("utf8"))
@@ -45,17 +48,23 @@ def engine_scores(folder: Path, tokens: torch.Tensor) -> tuple[list[float], list
     )
     pipe = pipeline(str(folder), backend_config=engine, log_level="ERROR")
     losses = [float(loss) for loss in pipe.get_ppl(tokens.tolist())]
-    prompt = pipe.async_engine.tokenizer.decode(tokens[0, 1:NUM_PROMPT].tolist())
     config = GenerationConfig(max_new_tokens=NUM_GREEDY, do_sample=False, ignore_eos=True)
     answer = pipe(prompt, gen_config=config, do_preprocess=False)
+    if answer.input_token_len != num_ids:
+        raise SystemExit(f"{folder}: the engine read the prompt as {answer.input_token_len} tokens, not {num_ids}")
     return losses, list(answer.token_ids)
 
 
 def measure(folder: Path, tokens: torch.Tensor) -> dict[str, Any]:
     """One row of the table."""
-    ours, our_words = unpacked_scores(folder, tokens)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompt = tokenizer.decode(tokens[-1, 1:NUM_PROMPT].tolist(), skip_special_tokens=True)
+    ids = tokenizer(prompt)["input_ids"]
+    ours, our_words = unpacked_scores(folder, tokens, ids)
     torch.cuda.empty_cache()
-    theirs, their_words = engine_scores(folder, tokens)
+    theirs, their_words = engine_scores(folder, tokens, prompt, len(ids))
     nll, engine_nll = (sum(values) / len(values) for values in (ours, theirs))
     return {
         "model": folder.name,

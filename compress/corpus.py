@@ -158,7 +158,10 @@ def _all_windows(documents: list[Document], tokenizer: Tokenizer, length: int) -
 
 def save_windows(windows: Windows, folder: Path) -> None:
     """Writes windows.safetensors and corpus.json into a fresh folder."""
-    save_file({"tokens": windows.tokens}, folder / "windows.safetensors")
+    try:
+        save_file({"tokens": windows.tokens}, folder / "windows.safetensors")
+    except SafetensorError as error:  # the operating system's errors are wrapped in it
+        raise CompressError(f"{folder}: not written ({_first_line(error)}); free space and run again") from None
     count, length = windows.tokens.shape
     about = {"sha256": windows.digest, "windows": count, "length": length, "domains": windows.domains}
     (folder / "corpus.json").write_text(json.dumps(about, indent=2) + "\n", "utf8")

@@ -5,6 +5,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from compress.corpus import make_windows, read_documents, save_windows
+from compress.errors import CompressError
 from pipelines.params import load
 from pipelines.stage import repository_root, run
 from registry.manifest import fresh_folder
@@ -14,9 +15,16 @@ def main(key: str, tokenizer: Path, out: Path) -> None:
     """Writes the windows of data.KEY to OUT, encoded by a tokenizer.json."""
     root = repository_root()
     recipe = getattr(load(root).data, key)
-    windows = make_windows(read_documents(recipe, root), Tokenizer.from_file(str(tokenizer)), recipe)
+    windows = make_windows(read_documents(recipe, root), _read(tokenizer), recipe)
     with fresh_folder(out) as folder:
         save_windows(windows, folder)
+
+
+def _read(tokenizer: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(tokenizer))
+    except Exception as error:  # the library raises nothing narrower
+        raise CompressError(f"{tokenizer}: no tokenizer ({error}); run `dvc repro fetch` again") from None
 
 
 if __name__ == "__main__":

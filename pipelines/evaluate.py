@@ -12,13 +12,15 @@ from compress.evaluate.compare import WindowScores, compare_models
 from compress.evaluate.size import sizes
 from pipelines import plots
 from pipelines.progress import show
-from pipelines.stage import device, parent, run
+from pipelines.stage import device, fresh_file, parent, run
 from registry.manifest import fresh_folder
 
 
 def main(key: str, folder: Path, base: Path, evaluation: Path, out: Path, details: Path) -> None:
     """Writes the report of FOLDER to OUT; its scores, window by window, and a picture to the folder DETAILS."""
     artifact, windows = parent(folder), load_windows(evaluation)
+    if folder != base:
+        parent(base)
     tokens = torch.from_numpy(windows.tokens).long().to(device())
     reference = load_model(base, device=device())
     variant = reference if folder == base else load_model(folder, device=device())
@@ -35,8 +37,8 @@ def main(key: str, folder: Path, base: Path, evaluation: Path, out: Path, detail
     with fresh_folder(details) as fresh:
         write_json(fresh / "windows.json", _rows(scores, windows))
         plots.domains(report["domains"], fresh / "domains.png")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(out, report)
+    with fresh_file(out) as file:
+        write_json(file, report)
 
 
 def _sizes(folder: Path, base: Path) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """Stage `register`: a measured model becomes a version in MLflow; done twice it is done once."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ from pipelines.check import changed_sources
 from pipelines.params import ParamsError, load
 from pipelines.stage import repository_root, run
 from registry.publish import publish
+from registry.report import read_report
 
 Sources = Annotated[Path | None, typer.Option(help="what stage `check` wrote; refuse if a source has changed since")]
 
@@ -20,7 +20,7 @@ def main(key: str, folder: Path, report: Path, plots: list[Path], sources: Sourc
     model = load(root).registry.model
     if sources and (changed := changed_sources(root, load(root), sources)):
         raise ParamsError("\n".join(changed))
-    print(publish(folder, json.loads(report.read_text("utf8")), root=root, model=model, variant=key, plots=plots))
+    print(publish(folder, read_report(report), root=root, model=model, variant=key, plots=plots))
 
 
 if __name__ == "__main__":

@@ -100,6 +100,21 @@ def write_trace(folder: Path, rows: Rows, draw: Callable[[Rows, Path], None]) ->
         draw(rows, fresh / "trace.png")
 
 
+@contextmanager
+def fresh_file(path: Path) -> Iterator[Path]:
+    """Yields a sibling of `path` to write: on success it becomes `path`, on any exception it is gone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    incoming = path.with_name(f".incoming-{path.name}")
+    try:
+        yield incoming
+        os.replace(incoming, path)
+    except BaseException as error:
+        incoming.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # writing to an open file names none
+            error.filename = str(path)
+        raise
+
+
 def _hub_id(origin: Mapping[str, str]) -> str | None:
     """The base's id where it has one: what was fetched at a revision came from a hub."""
     return origin["source"] if origin.get("revision") else None

@@ -1,12 +1,12 @@
 """The comparison of all variants: rows from their reports, as a table, as markdown, as a picture."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from pipelines.params import Params, ParamsError
+from registry.report import read_report
 
 Row = dict[str, Any]
 COLUMNS = {
@@ -26,7 +26,7 @@ COLORS = {"base": "#444444", "pruned": "#d08a2e", "distilled": "#3a7d44", "quant
 def read_rows(params: Params, reports: Path) -> list[Row]:
     """A row for each variant of `params.yaml` that has a report, in the order of the file."""
     paths = {key: reports / f"{key}.json" for key in params.variants}
-    found = {key: json.loads(path.read_text("utf8")) for key, path in paths.items() if path.is_file()}
+    found = {key: read_report(path) for key, path in paths.items() if path.is_file()}
     if not found:
         raise ParamsError(f"{reports}: no reports yet; run `dvc repro`")
     return [_row(params, key, report) for key, report in found.items()]

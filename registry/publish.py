@@ -25,7 +25,7 @@ from registry.record import Entry, link_parents, log, run
 from registry.report import parse_report
 from registry.store import Store, as_default, experiment_id, explained, prepare, unless_it_exists
 from registry.versions import CANDIDATE, Version, describe, find, point
-from registry.weights import Placed, missing, place
+from registry.weights import Placed, discard, missing, place
 
 MODEL_TYPE = "turbomind"
 RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)  # MLflow keeps these aliases for itself
@@ -145,6 +145,7 @@ def _logged_model(store: Store, experiment: str, run_id: str, entry: Entry) -> I
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
         yield model
     except BaseException:
+        discard(model)  # first: on a full disk this makes the room to say that it failed
         client.finalize_logged_model(model.model_id, "FAILED")
         raise
 

@@ -5,7 +5,9 @@ of its description. NaN and infinity are refused here: MLflow would store infini
 the others.
 """
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, JsonValue, ValidationError
@@ -40,6 +42,17 @@ class Report(BaseModel):
         """The metrics in markdown, in the report's own order."""
         rows = [f"| {name} | {_readable(value)} |" for name, value in self.metrics.items()]
         return "\n".join(["| metric | value |", "| --- | ---: |", *rows])
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """What a report's file holds, which is at least an object with metrics."""
+    try:
+        content = json.loads(path.read_text("utf8"))
+    except (OSError, ValueError) as error:
+        raise RegistryError(f"{path}: no report ({error}); evaluate again") from None
+    if not isinstance(content, dict) or not {"kind", "metrics"} <= content.keys():
+        raise RegistryError(f"{path}: no report (kind or metrics missing); evaluate again")
+    return content
 
 
 def parse_report(content: Mapping[str, Any], *, variant: str, digest: str) -> Report:

@@ -10,8 +10,11 @@ MLflow is imported inside `_client` and nowhere earlier. Importing it and openin
 more at exit.
 """
 
+import errno
 import gc
+import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,6 +36,7 @@ QUIET = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
+FULL = "database or disk is full"  # in SQLite's words
 MAX_RETRIES = "3"  # MLflow's own 7 wait four minutes before they say that nobody listens
 CHOICE = "set MLFLOW_TRACKING_URI to a server (http://host:5000) or to sqlite:////absolute/path.db, or unset it"
 
@@ -146,8 +150,19 @@ def explained(place: str) -> Iterator[None]:
 
         if not isinstance(error, MlflowException | OSError):
             raise
+        if _is_full(error):
+            raise RegistryError(f"{place}: the disk is full; free space there and run again") from error
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise RegistryError(f"{place}: refused: {reason}; mend that and run again") from error
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether a full disk began it: MLflow wraps what SQLite says, and a failing clean-up hides what failed first."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or FULL in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _lasting(uri: str) -> str:
@@ -175,7 +190,10 @@ def _create(database: Path) -> None:
     command = [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{incoming}"]
     made = subprocess.run(command, env=os.environ | QUIET, capture_output=True, text=True, check=False)
     if made.returncode != 0:
-        reason = (made.stderr.strip().splitlines() or ["no reason given"])[-1]
+        incoming.unlink(missing_ok=True)
+        if FULL in made.stderr:
+            raise RegistryError(f"{database}: the disk is full; free space there and run again")
+        reason = (re.findall(r"^[\w.]+: .+", made.stderr, re.MULTILINE) or ["no reason given"])[-1]
         raise RegistryError(f"{database}: MLflow could not make its tables: {reason}; mend that and run again")
     os.replace(incoming, database)
 
@@ -183,6 +201,7 @@ def _create(database: Path) -> None:
 def _client(uri: str) -> "MlflowClient":
     os.environ.update(QUIET)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", MAX_RETRIES)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints a traceback of all that it raises
     with nullcontext() if "mlflow" in sys.modules else _no_collection():
         from mlflow import MlflowClient  # noqa: PLC0415 (a second, so not before it is needed)
 

@@ -8,6 +8,7 @@ afresh (`fresh_folder`), and whoever takes one out of the registry verifies it.
 
 import errno
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -30,6 +31,13 @@ def place(client: "MlflowClient", model: "LoggedModel", folder: Path, manifest: 
         return "linked"
     client.log_model_artifacts(model.model_id, str(folder))
     return "uploaded"
+
+
+def discard(model: "LoggedModel") -> None:
+    """Takes back what `place` put into a local store; a server keeps what it has."""
+    target = local_path(model.artifact_location)
+    if target is not None:
+        shutil.rmtree(target, ignore_errors=True)
 
 
 def missing(client: "MlflowClient", model: "LoggedModel", manifest: Manifest) -> list[str]:

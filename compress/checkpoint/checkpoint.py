@@ -1,6 +1,6 @@
 """A model folder under canonical names: the configuration, the quantization if any, and its tensors on request."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -12,13 +12,14 @@ from compress.checkpoint.model import build_model
 from compress.checkpoint.tensor_files import TensorFiles
 from compress.errors import CompressError
 
+Shape = tuple[int, ...]
 PACKED = ("qweight", "qzeros", "scales")
 
 
 class Checkpoint:
     """Reads a model folder of any supported layout, float or AWQ, one tensor at a time.
 
-    Opening it checks that every tensor of the configuration is there and nothing else; no tensor is read.
+    Opening it checks that every tensor of the configuration is there, in its size, and nothing else; none is read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -30,7 +31,9 @@ class Checkpoint:
         self._files = TensorFiles(folder)
         self._fused: tuple[str, Tensor] | None = None
         self.names = self._canonical_names()
-        self._check_names()
+        expected = self._expected()
+        self._check_names(set(expected))
+        self._check_shapes(expected)
 
     def tensor(self, name: str) -> Tensor:
         """A canonical tensor on the CPU as it is stored."""
@@ -67,8 +70,16 @@ class Checkpoint:
                 raise CompressError(f"{file}: {name} holds {count} values that are NaN or infinite; use another copy")
             yield name, tensor
 
-    def _check_names(self) -> None:
-        expected = expected_names(self.config)
+    def _expected(self) -> dict[str, Shape]:
+        try:
+            return expected_shapes(self.config)
+        except Exception as error:  # transformers' own checks of a configuration raise whatever they like
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+            raise CompressError(
+                f"{self.folder / 'config.json'}: makes no model ({reason}); write the published values"
+            ) from None
+
+    def _check_names(self, expected: set[str]) -> None:
         held = {_unpacked(name) for name in self.names}
         missing, unknown = sorted(expected - held), sorted(held - expected)
         if missing or unknown:
@@ -77,13 +88,29 @@ class Checkpoint:
             ]
             raise CompressError(f"{self.folder}: tensors {' and '.join(parts)}; config.json and weights disagree")
 
+    def _check_shapes(self, expected: Mapping[str, Shape]) -> None:
+        """Quantized linears keep their sizes in other shapes; those of the rest are what the configuration says."""
+        on_disk: dict[str, list[Shape]] = {}  # a fused tensor has the rows of all its parts
+        for name in sorted(self.names & expected.keys()):
+            on_disk.setdefault(locate(name, self.layout).name, []).append(expected[name])
+        wanted = {name: (sum(shape[0] for shape in parts), *parts[0][1:]) for name, parts in on_disk.items()}
+        wrong = [name for name in wanted if self._files.shape(name) != wanted[name]]
+        if wrong:
+            first = f"{wrong[0]} is {_by(self._files.shape(wrong[0]))}, not {_by(wanted[wrong[0]])}"
+            message = f"{len(wrong)} tensors of another size (first: {first}); config.json and weights disagree"
+            raise CompressError(f"{self.folder}: {message}")
+
+
+def _by(shape: Shape) -> str:
+    return "×".join(map(str, shape))
+
 
 def _unpacked(name: str) -> str:
     module, kind = name.rsplit(".", 1)
     return f"{module}.weight" if kind in PACKED else name
 
 
-def expected_names(config: ModelConfig) -> set[str]:
-    """Canonical names of every tensor that a float model of this configuration has."""
-    names = set(build_model(config).state_dict())
-    return names - {"lm_head.weight"} if config.tied else names
+def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """Every tensor that a float model of this configuration has, under its canonical name."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in build_model(config).state_dict().items()}
+    return {name: shape for name, shape in shapes.items() if not (config.tied and name == "lm_head.weight")}

@@ -97,6 +97,7 @@ def parse_config(raw: Mapping[str, Any], place: str) -> ModelConfig:
     family = "llama" if named == INTERNLM2_CLASS else _stock_family(named, place)
     if missing:
         raise CompressError(f"{place}: {', '.join(missing)} missing; write the published values, engines guess them")
+    _require_sizes(raw, place)
     fields = {key: value for key, value in raw.items() if key not in DROPPED} | _rope(raw, place)
     fields |= {
         "architectures": [STOCK_CLASSES[family]],
@@ -109,6 +110,20 @@ def parse_config(raw: Mapping[str, Any], place: str) -> ModelConfig:
         fields["attention_bias"] = bool(fields.pop("bias", False))
         fields["mlp_bias"] = False
     return ModelConfig(family, fields)
+
+
+def _require_sizes(raw: Mapping[str, Any], place: str) -> None:
+    """Refuses sizes that are no numbers, and heads that do not divide."""
+    sizes = {key: raw[key] for key in REQUIRED if key != "rms_norm_eps"}
+    wrong = [f"{key} is {size!r}" for key, size in sizes.items() if not isinstance(size, int) or size < 1]
+    if not wrong:
+        heads, kv_heads = sizes["num_attention_heads"], sizes["num_key_value_heads"]
+        if heads % kv_heads:
+            wrong.append(f"{heads} heads do not divide by {kv_heads} kv heads")
+        if not raw.get("head_dim") and sizes["hidden_size"] % heads:
+            wrong.append(f"hidden_size {sizes['hidden_size']} does not divide by {heads} heads")
+    if wrong:
+        raise CompressError(f"{place}: {', '.join(wrong)}; write the published values")
 
 
 def _stock_family(architecture: str, place: str) -> str:

@@ -35,6 +35,11 @@ class TensorFiles:
         """The file that holds a tensor."""
         return self.folder / self._file_of[name]
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's sizes, which are in its file's header."""
+        handle = self._handle(self._file_of[name])
+        return tuple(handle[name].shape if isinstance(handle, Mapping) else handle.get_slice(name).get_shape())
+
     def read(self, name: str) -> Tensor:
         """The tensor on the CPU, in its stored type."""
         if name not in self._file_of:
