@@ -24,7 +24,7 @@ from compress.checkpoint.load import load_model
 from compress.checkpoint.write import ModelWriter
 from compress.corpus import Windows, load_windows
 from compress.evaluate.compare import compare_models
-from compress.quantize.recipe import AwqRecipe, Nearest
+from compress.quantize.recipe import AwqRecipe, Gptq, Nearest
 from compress.quantize.walk import quantize_model
 
 ROOT = Path(__file__).parents[1]
@@ -32,10 +32,12 @@ RESULT = ROOT / "benchmarks" / "results" / "demo_recipes.json"
 BASE = ROOT / "models" / "base"
 PLAIN = Nearest(method="nearest")
 RECIPES = {
-    "rtn": AwqRecipe(scale=None, clip=None, rounding=PLAIN),
-    "scale": AwqRecipe(clip=None, rounding=PLAIN),
-    "scale + clip": AwqRecipe(rounding=PLAIN),
-    "awq (scale + clip + gptq)": AwqRecipe(),
+    "rtn": AwqRecipe(scale=None, clip=None, feedback=None, rounding=PLAIN),
+    "scale": AwqRecipe(clip=None, feedback=None, rounding=PLAIN),
+    "scale + clip": AwqRecipe(feedback=None, rounding=PLAIN),
+    "scale + clip + gptq": AwqRecipe(feedback=None, rounding=Gptq(method="gptq", refine=0)),
+    "… + feedback": AwqRecipe(rounding=Gptq(method="gptq", refine=0)),
+    "… + refinement (awq-w4)": AwqRecipe(),
 }
 
 
@@ -67,6 +69,7 @@ def measured(folder: Path, evaluation: Windows) -> dict[str, float]:
 def main(
     lmdeploy_python: Annotated[Path | None, typer.Option(help="an interpreter that can import lmdeploy")] = None,
     lmdeploy_script: Annotated[Path | None, typer.Option(help="a program that runs its auto_awq")] = None,
+    lmdeploy_search: Annotated[bool, typer.Option(help="with --search-scale too: many minutes on a CPU")] = False,
 ) -> None:
     """Measures every recipe and prints the table."""
     calibration, evaluation = (load_windows(ROOT / "data" / name) for name in ("calibration", "evaluation"))
@@ -74,7 +77,8 @@ def main(
     with tempfile.TemporaryDirectory() as temporary:
         made = {name: ours(recipe, calibration, Path(temporary) / name) for name, recipe in RECIPES.items()}
         if lmdeploy_python and lmdeploy_script:
-            for name, search in (("lmdeploy", False), ("lmdeploy --search-scale", True)):
+            modes = {"lmdeploy auto_awq": False} | ({"lmdeploy --search-scale": True} if lmdeploy_search else {})
+            for name, search in modes.items():
                 out = Path(temporary) / name.replace(" ", "")
                 made[name] = lmdeploys(lmdeploy_python, lmdeploy_script, search, calibration, out)
         for name, folder in made.items():
