@@ -73,7 +73,8 @@ def main() -> None:
         os.utime(ROOT / ".venv" / "installed")
         os.environ["PYTHONPATH"] = str(clone)  # the clone's code, not this checkout's
         first = timed(["make", "repro"], clone)
-        second = timed([str(environment / "bin" / "dvc"), "repro"], clone)
+        os.environ["PATH"] = f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        second = timed(["dvc", "repro"], clone)
         shutil.rmtree(clone / "mlartifacts", ignore_errors=True)
     result = {
         "make_repro": first,
