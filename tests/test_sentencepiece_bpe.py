@@ -94,8 +94,8 @@ def test_every_piece_that_can_be_made_has_one_merge(tmp_path):
 
 
 def test_the_last_join_of_a_run_takes_the_leftmost_pairs_first():
-    assert last_join("aaa", {"aa": -1, "aaa": -2}) == ("aa", "a")
-    assert last_join("aba", {"ab": -1, "ba": -1, "aba": -2}) == ("ab", "a")
+    assert last_join("aaa", {"aa": -1.0, "aaa": -2.0}) == ("aa", "a")
+    assert last_join("aba", {"ab": -1.0, "ba": -1.0, "aba": -2.0}) == ("ab", "a")
 
 
 def with_piece(kind, piece):
