@@ -54,7 +54,7 @@ class Clone:
         def quicken(values):
             for name, numbers in QUICK.items():
                 values["data"][name] |= numbers
-            values["distill"]["student"] |= {"steps": 2, "batch": 2, "warmup_steps": 1, "precision": "no"}
+            values["distill"]["student"] |= {"steps": 2, "batch": 2, "warmup_steps": 1, "precision": "float32"}
 
         self.params(quicken)
 

@@ -167,7 +167,7 @@ def test_one_seed_gives_the_same_weights_bit_for_bit_and_another_gives_others(mo
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_each_precision_trains_in_one_process(models, precision):
     student, teacher = models()
     steps = distill_(student, teacher, texts(16), RECIPE.model_copy(update={"precision": precision}))

@@ -133,7 +133,7 @@ def test_every_problem_is_told_at_once(refused):
             {"x": {"from": "base", "rounding": {"method": "gptq", "damping": 2}}},
             "quantize.x.rounding.damping: input should be less than or equal to 1, found 2",
         ),
-        ("distill", {"x": distilled(precision="fp8")}, "distill.x.precision: string should match pattern"),
+        ("distill", {"x": distilled(precision="fp8")}, "distill.x.precision: input should be 'float32' or 'bf16'"),
         ("quantize", {"x": {"from": "awq-w4"}}, "quantize.x.from: awq-w4 is quantized already; start"),
         ("distill", {"x": distilled(teacher="awq-w4")}, "distill.x.teacher: awq-w4 is quantized already"),
         (

@@ -1,5 +1,7 @@
 """What a user says about distillation."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from compress.strict import Strict
@@ -14,5 +16,5 @@ class DistillRecipe(Strict):
     warmup_steps: int = Field(ge=0)
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: float = Field(1.0, gt=0, description="greatest norm of the gradient")
-    precision: str = Field("no", pattern="^(no|bf16)$", description="of the matrix products: `no` is float32")
+    precision: Literal["float32", "bf16"] = Field("float32", description="of the matrix products")
     seed: int = 0
