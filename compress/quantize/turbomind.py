@@ -1,4 +1,4 @@
-"""What LMDeploy 0.18's TurboMind engine takes: one module that prune, quantize, check and export ask.
+"""What LMDeploy 0.18's TurboMind engine takes: one module that prune and quantize ask before they write.
 
 Each rule was tried on the engine's own loader. Where it breaks one, the engine raises a traceback at best; a head size
 without a kernel aborts the process.
