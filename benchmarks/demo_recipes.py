@@ -4,7 +4,7 @@
     … --lmdeploy-python PYTHON --lmdeploy-script SCRIPT     # rows of LMDeploy's auto_awq as well
 
 LMDeploy's rows are made by LMDeploy's own program, run by an interpreter that has it (SCRIPT takes --model --out
---calib and --search or --no-search, and replaces only its loader of hub data sets). Every row is measured from the
+--calib and --no-search, and replaces only its loader of hub data sets). Every row is measured from the
 folder that was written. Writes benchmarks/results/demo_recipes.json.
 """
 
@@ -50,12 +50,14 @@ def ours(recipe: AwqRecipe, calibration: Windows, out: Path) -> Path:
     return out
 
 
-def lmdeploys(python: Path, script: Path, search: bool, calibration: Windows, out: Path) -> Path:
-    """The base quantized by LMDeploy's auto_awq, on the same windows."""
+def lmdeploys(python: Path, script: Path, calibration: Windows, out: Path) -> Path:
+    """The base quantized by LMDeploy's auto_awq, on the same windows.
+
+    Its --search-scale is measured on a GPU (quantizer.py): on a CPU it searches on weights that it has altered.
+    """
     tokens = out.with_suffix(".pt")
     torch.save(torch.from_numpy(calibration.tokens).long(), tokens)
-    mode = "--search" if search else "--no-search"
-    command = [python, script, "--model", BASE, "--out", out, "--calib", tokens, mode, "--dtype", "float32"]
+    command = [python, script, "--model", BASE, "--out", out, "--calib", tokens, "--no-search", "--dtype", "float32"]
     subprocess.run(list(map(str, command)), check=True, capture_output=True)
     return out
 
@@ -69,7 +71,6 @@ def measured(folder: Path, evaluation: Windows) -> dict[str, float]:
 def main(
     lmdeploy_python: Annotated[Path | None, typer.Option(help="an interpreter that can import lmdeploy")] = None,
     lmdeploy_script: Annotated[Path | None, typer.Option(help="a program that runs its auto_awq")] = None,
-    lmdeploy_search: Annotated[bool, typer.Option(help="with --search-scale too: many minutes on a CPU")] = False,
 ) -> None:
     """Measures every recipe and prints the table."""
     calibration, evaluation = (load_windows(ROOT / "data" / name) for name in ("calibration", "evaluation"))
@@ -77,10 +78,8 @@ def main(
     with tempfile.TemporaryDirectory() as temporary:
         made = {name: ours(recipe, calibration, Path(temporary) / name) for name, recipe in RECIPES.items()}
         if lmdeploy_python and lmdeploy_script:
-            modes = {"lmdeploy auto_awq": False} | ({"lmdeploy --search-scale": True} if lmdeploy_search else {})
-            for name, search in modes.items():
-                out = Path(temporary) / name.replace(" ", "")
-                made[name] = lmdeploys(lmdeploy_python, lmdeploy_script, search, calibration, out)
+            out = Path(temporary) / "lmdeploy"
+            made["lmdeploy auto_awq"] = lmdeploys(lmdeploy_python, lmdeploy_script, calibration, out)
         for name, folder in made.items():
             rows.append({"recipe": name, **measured(folder, evaluation)})
     rtn = next(row["kl_nats"] for row in rows if row["recipe"] == "rtn")

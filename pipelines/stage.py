@@ -17,7 +17,7 @@ from compress.errors import CompressError
 from pipelines.params import ParamsError
 from registry.card import model_card
 from registry.errors import RegistryError
-from registry.manifest import Kind, Manifest, fresh_folder, seal, verify
+from registry.manifest import MANIFEST, Kind, Manifest, fresh_folder, read, seal, verify
 
 LIBRARIES = ("turbopress", "torch", "transformers")
 REFUSED = 1
@@ -78,10 +78,14 @@ def new_artifact(
     seed: int | None,
     origin: Mapping[str, str],
     model_format: str | None = None,
+    key: str | None = None,
 ) -> Iterator[Path]:
-    """Yields a fresh folder to write a model into; afterwards it is carded, sealed and stands whole at `out`."""
+    """Yields a fresh folder to write a model into; afterwards it is carded, sealed and stands whole at `out`.
+
+    With a `key` the folder may hold what a run before this one, with the same key, had done when it was killed.
+    """
     digests = {role: manifest.digest for role, manifest in parents.items()}
-    with fresh_folder(out) as folder:
+    with fresh_folder(out, key) as folder:
         yield folder
         card = model_card(
             name=out.name, kind=kind, recipe=recipe, origin=origin, base_model=_hub_id(origin),
@@ -91,6 +95,19 @@ def new_artifact(
         seal(
             folder, kind=kind, recipe=recipe, parents=digests, data=data, seed=seed, origin=origin, versions=versions()
         )
+
+
+def made_already(
+    out: Path, recipe: Mapping[str, JsonValue], parents: Mapping[str, str], data: Mapping[str, str]
+) -> bool:
+    """Whether OUT is, whole, what this recipe makes of these inputs with these libraries."""
+    if not (out / MANIFEST).is_file():
+        return False
+    made = read(out)
+    if (made.recipe, made.parents, made.data, made.versions) != (recipe, parents, data, versions()):
+        return False
+    verify(out)
+    return True
 
 
 def write_trace(folder: Path, rows: Rows, draw: Callable[[Rows, Path], None]) -> None:
@@ -125,8 +142,10 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 
-def device() -> str:
-    """The first GPU, or the CPU; TURBOPRESS_DEVICE names another."""
+def device(number: int = 0) -> str:
+    """A GPU by its number, or the CPU where there is none; TURBOPRESS_DEVICE names another."""
     import torch  # noqa: PLC0415 - slow to import, and not every stage computes
 
-    return os.environ.get("TURBOPRESS_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    # Products that give the same bits in every run need this before the GPU is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    return os.environ.get("TURBOPRESS_DEVICE") or (f"cuda:{number}" if torch.cuda.is_available() else "cpu")

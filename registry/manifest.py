@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from registry.errors import RegistryError
 from registry.hashing import sha256_files, sha256_json
-from registry.locks import held, held_now
+from registry.locks import held_now
 
 MANIFEST = "manifest.json"
 FORMAT: Final = "turbopress-artifact/1"
@@ -128,28 +128,44 @@ def verify(folder: Path) -> Manifest:
 
 
 @contextmanager
-def fresh_folder(path: Path) -> Iterator[Path]:
+def fresh_folder(path: Path, key: str | None = None) -> Iterator[Path]:
     """Yields an empty sibling of `path`: on success it is flushed and becomes `path`, on any exception it is gone.
 
-    `path` must not exist, or be an empty folder. What a killed process left beside it is swept away first.
+    `path` must not exist, or be an empty folder. What a killed process left beside it is swept away first. With a
+    `key` that names all that decides the content, what was left under the same key is yielded again instead, and an
+    exception leaves it for the next try.
     """
     if os.path.lexists(path) and not _is_empty_folder(path):
         raise RegistryError(f"{path}: exists already, and nothing is written over; remove it first")
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
-    incoming = path.with_name(f".{path.name}.incoming-{os.getpid()}")
+    incoming = unfinished(path, key)
+    _sweep(path, kept=incoming)
     try:
-        incoming.mkdir()
-        with held(incoming):
+        incoming.mkdir(exist_ok=key is not None)
+        with _alone(incoming):
             yield incoming
             _flush(incoming)
             os.rename(incoming, path)  # takes the place of an empty folder in the same step
             _fsync(path.parent)
     except BaseException as error:
-        shutil.rmtree(incoming, ignore_errors=True)
+        if key is None:
+            shutil.rmtree(incoming, ignore_errors=True)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RegistryError(f"{path}: the disk is full; free space there and run again") from error
         raise
+
+
+def unfinished(path: Path, key: str | None) -> Path:
+    """Where `fresh_folder` makes what becomes `path`."""
+    return path.with_name(f".{path.name}.incoming-{os.getpid() if key is None else key[:16]}")
+
+
+@contextmanager
+def _alone(incoming: Path) -> Iterator[None]:
+    with held_now(incoming) as alone:
+        if not alone:
+            raise RegistryError(f"{incoming}: another process is at work there; wait for it, or end it")
+        yield
 
 
 def _content(place: Path) -> object:
@@ -210,9 +226,9 @@ def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
 
 
-def _sweep(path: Path) -> None:
-    """Removes the unfinished siblings whose makers are dead: the living hold a lock on theirs."""
-    for stale in path.parent.glob(f".{glob.escape(path.name)}.incoming-*"):
+def _sweep(path: Path, kept: Path) -> None:
+    """Removes the unfinished siblings whose makers are dead, but for `kept`: the living hold a lock on theirs."""
+    for stale in set(path.parent.glob(f".{glob.escape(path.name)}.incoming-*")) - {kept}:
         with held_now(stale) as abandoned:
             if abandoned:
                 shutil.rmtree(stale)

@@ -20,7 +20,7 @@ distill:
   student: {from: shallow, teacher: base, steps: 2, batch: 2, learning_rate: 0.001, warmup_steps: 0}
 quantize:
   awq-w4: {from: base}
-  student-awq-w4: {from: student, rounding: {method: gptq, damping: 0.05}}
+  student-awq-w4: {from: student, damping: 0.05}
 registry: {model: demo}
 """
 
@@ -84,7 +84,7 @@ def test_an_empty_family_is_switched_off(tmp_path, family):
 def test_numbers_are_read_as_dvc_reads_them(tmp_path):
     params = read(tmp_path, GOOD.replace("0.001", "1e-3").replace("0.05", "5E-2"))
     assert params.distill["student"].learning_rate == 0.001
-    assert params.quantize["student-awq-w4"].rounding.damping == 0.05
+    assert params.quantize["student-awq-w4"].damping == 0.05
 
 
 def test_merged_keys_are_no_repeated_keys(tmp_path):
@@ -130,8 +130,8 @@ def test_every_problem_is_told_at_once(refused):
         ("quantize", {"x": {"from": "base", "group_size": 64}}, "quantize.x.group_size: only 128 is taken by Turbo"),
         (
             "quantize",
-            {"x": {"from": "base", "rounding": {"method": "gptq", "damping": 2}}},
-            "quantize.x.rounding.damping: input should be less than or equal to 1, found 2",
+            {"x": {"from": "base", "rounding": {"method": "gptq", "refine": 11}}},
+            "quantize.x.rounding.refine: input should be less than or equal to 10, found 11",
         ),
         ("distill", {"x": distilled(precision="fp8")}, "distill.x.precision: input should be 'float32' or 'bf16'"),
         ("quantize", {"x": {"from": "awq-w4"}}, "quantize.x.from: awq-w4 is quantized already; start"),

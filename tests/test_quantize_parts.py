@@ -6,12 +6,13 @@ from calibration import correlated_inputs, statistics_of
 
 from compress.errors import CompressError
 from compress.quantize.clip import diagonal_blocks, search_clip
+from compress.quantize.factor import damp_, factorize
 from compress.quantize.feedback import aimed
-from compress.quantize.gptq import damped, gptq
+from compress.quantize.gptq import gptq
 from compress.quantize.grid import Grid, dequantize, fit_grid, nearest, quantize
 from compress.quantize.packing import NIBBLES, pack, pack_linear, unpack, unpack_linear
-from compress.quantize.recipe import AwqRecipe, ClipSearch, Feedback
-from compress.quantize.refine import descend, fit_scales, refine
+from compress.quantize.recipe import AwqRecipe, ClipSearch
+from compress.quantize.refine import descend, fit_scales, leans, refine
 from compress.quantize.scale import search_scale
 from compress.quantize.statistics import Accumulator, output_error
 
@@ -22,6 +23,16 @@ def problem():
     x = correlated_inputs()
     W = torch.randn(64, 256, generator=torch.Generator().manual_seed(1)) / 16
     return W, x, statistics_of(x)
+
+
+def damped(H, damping):
+    H = H.clone()
+    damp_(H, damping)
+    return H
+
+
+def rounded(W, H, grid, place="here"):
+    return gptq(W, factorize(H, place), grid)
 
 
 # --- the grid and its storage
@@ -88,7 +99,8 @@ def test_gram_is_the_same_in_one_batch_or_many():
 def test_scaled_statistics_are_those_of_the_scaled_input():
     x, x_float, drift = correlated_inputs(), correlated_inputs(seed=3), torch.randn(512, 96)
     s = torch.rand(256) + 0.5
-    scaled, direct = statistics_of(x, x_float, drift).scaled(s), statistics_of(x / s, x_float / s, drift)
+    scaled, direct = statistics_of(x, x_float, drift), statistics_of(x / s, x_float / s, drift)
+    scaled.scale_(s)
     for name in ("H", "magnitude", "D", "R"):
         assert torch.allclose(getattr(scaled, name), getattr(direct, name), rtol=1e-3, atol=1e-3)
 
@@ -116,7 +128,7 @@ def error_of(W, H, grid):
 def test_searched_scales_have_less_error_than_none(problem):
     W, _, statistics = problem
     recipe = AwqRecipe()
-    s = search_scale(W, statistics, recipe, lambda s: s)
+    s = search_scale(W, statistics, recipe, 20, lambda s: s)
     scaled = W * s
     found = output_error((nearest(scaled, fit_grid(scaled, 4, 128)) - scaled) / s, statistics.H).sum()
     assert found < 0.8 * error_of(W, statistics.H, fit_grid(W, 4, 128))
@@ -127,7 +139,7 @@ def test_dead_channels_get_a_scale_that_is_a_number():
     x[:, :128] = 0
     W = torch.randn(64, 256)
     W[:, 5] = 0
-    s = search_scale(W, statistics_of(x), AwqRecipe(), lambda s: s)
+    s = search_scale(W, statistics_of(x), AwqRecipe(), 20, lambda s: s)
     assert torch.isfinite(s).all()
     assert (s > 0).all()
 
@@ -136,26 +148,26 @@ def test_searched_clipping_has_less_error_than_none(problem):
     W, _, statistics = problem
     W = W.clone()
     W[:, 7] *= 6  # an outlier that sets the step of its group
-    grid = search_clip(W, statistics.H, AwqRecipe(), ClipSearch(points=20, least=0.5))
+    grid = search_clip(W, statistics.H, 4, 128, ClipSearch(points=20, least=0.5))
     assert error_of(W, statistics.H, grid) < 0.9 * error_of(W, statistics.H, fit_grid(W, 4, 128))
 
 
 def test_compensated_rounding_has_less_error_than_nearest(problem):
     W, _, statistics = problem
     grid = fit_grid(W, 4, 128)
-    q = gptq(W, damped(statistics.H, 0.01), grid, "here")
+    q = rounded(W, damped(statistics.H, 0.01), grid)
     assert output_error(dequantize(q, grid) - W, statistics.H).sum() < 0.7 * error_of(W, statistics.H, grid)
 
 
 def test_compensated_rounding_without_correlation_is_nearest_rounding():
     W = torch.randn(32, 256)
     grid = fit_grid(W, 4, 128)
-    assert torch.equal(gptq(W, torch.eye(256), grid, "here"), quantize(W, grid))
+    assert torch.equal(rounded(W, torch.eye(256), grid), quantize(W, grid))
 
 
 def test_a_gram_that_is_no_gram_is_refused_with_place_and_remedy():
-    with pytest.raises(CompressError, match=r"layers\.3\.mlp: Gram matrix is singular; raise rounding\.damping"):
-        gptq(torch.randn(8, 128), -torch.eye(128), fit_grid(torch.randn(8, 128), 4, 128), "layers.3.mlp")
+    with pytest.raises(CompressError, match=r"layers\.3\.mlp: Gram matrix is singular; raise damping"):
+        factorize(-torch.eye(128), "layers.3.mlp")
 
 
 def test_dead_channels_do_not_make_the_gram_singular():
@@ -163,7 +175,7 @@ def test_dead_channels_do_not_make_the_gram_singular():
     x[:, :64] = 0
     W = torch.randn(32, 256)
     grid = fit_grid(W, 4, 128)
-    q = gptq(W, damped(statistics_of(x).H, 0.01), grid, "here")
+    q = rounded(W, damped(statistics_of(x).H, 0.01), grid)
     assert torch.equal(q[:, :64], quantize(W, grid)[:, :64])
 
 
@@ -173,7 +185,7 @@ def test_dead_channels_do_not_make_the_gram_singular():
 def test_neither_step_of_refinement_raises_the_error(problem):
     W, _, statistics = problem
     H, grid = damped(statistics.H, 0.01), fit_grid(W, 4, 64)
-    q = gptq(W, H, grid, "here")
+    q = rounded(W, H, grid)
 
     def error(q, grid):
         return output_error(dequantize(q, grid) - W, H)
@@ -187,17 +199,31 @@ def test_neither_step_of_refinement_raises_the_error(problem):
     assert error(again, finer).sum() < error(moved, fitted).sum()
 
 
-def test_fitted_scales_are_the_least_squares_answer():
+def test_a_fitted_scale_is_the_best_of_its_group_when_nothing_follows():
+    """The last group's scale has no later one to make it stale."""
     W, H = torch.randn(3, 256), statistics_of(correlated_inputs()).H
     grid = fit_grid(W, 4, 128)
     q = quantize(W, grid)
     fitted = fit_scales(W, H, q, grid).scales
+    least = output_error(dequantize(q, Grid(fitted, grid.zeros, 4, 128)) - W, H)
     for change in (0.99, 1.01):
-        for group in range(2):
-            other = fitted.clone()
-            other[:, group] *= change
-            worse = output_error(dequantize(q, Grid(other, grid.zeros, 4, 128)) - W, H)
-            assert (worse > output_error(dequantize(q, Grid(fitted, grid.zeros, 4, 128)) - W, H)).all()
+        other = fitted.clone()
+        other[:, 1] *= change
+        assert (output_error(dequantize(q, Grid(other, grid.zeros, 4, 128)) - W, H) > least).all()
+
+
+def test_a_code_leans_to_where_its_error_would_be_least():
+    W, H = torch.randn(8, 256), statistics_of(correlated_inputs()).H
+    grid = fit_grid(W, 4, 128)
+    q = quantize(W, grid)
+    lean, column = leans(W, H, q, grid), 17
+    moved = dequantize(q, grid)
+    moved[:, column] += (lean * grid.scales.repeat_interleave(128, 1))[:, column]
+    least = output_error(moved - W, H)
+    for change in (-0.01, 0.01):
+        other = moved.clone()
+        other[:, column] += change
+        assert (output_error(other - W, H) > least).all()
 
 
 # --- feedback
@@ -212,7 +238,8 @@ def test_feedback_aims_at_what_the_float_model_would_have_computed():
     def miss(V):
         return (x @ V.T - x_float @ W.T - drift).pow(2).mean()
 
-    whole, half = (aimed(W, statistics, Feedback(share=share, damping=1e-4)) for share in (1.0, 0.5))
+    factor = factorize(damped(statistics.H, 1e-4), "here")
+    whole, half = (aimed(W, statistics.D, statistics.R, factor, share) for share in (1.0, 0.5))
     assert miss(whole) < miss(half) < miss(W)
     best = torch.linalg.lstsq(x, x_float @ W.T + drift).solution.T
     assert miss(whole) < 1.01 * miss(best)
@@ -221,4 +248,5 @@ def test_feedback_aims_at_what_the_float_model_would_have_computed():
 def test_where_nothing_has_moved_feedback_changes_nothing():
     W = torch.randn(64, 256)
     statistics = statistics_of(correlated_inputs(), drift=torch.zeros(512, 64))
-    assert torch.equal(aimed(W, statistics, Feedback(share=1.0, damping=0.1)), W)
+    factor = factorize(damped(statistics.H, 0.1), "here")
+    assert torch.equal(aimed(W, statistics.D, statistics.R, factor, 1.0), W)

@@ -102,6 +102,21 @@ def to_layout(tensors: Mapping[str, Tensor], config: ModelConfig, layout: Layout
     return out
 
 
+def from_layout(tensors: Mapping[str, Tensor], config: ModelConfig, layout: LayoutName) -> dict[str, Tensor]:
+    """The inverse of `to_layout`."""
+    if layout == "llama":
+        return dict(tensors)
+    out: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        layer, module, kind = _parse(name)
+        if module == WQKV:
+            parts = split_wqkv(tensor, config, OUTPUT_AXIS[kind])
+            out |= {f"{layer}{part}.{kind}": value for part, value in zip(QKV, parts, strict=True)}
+        else:
+            out[f"{layer}{_rename(module, INTERNLM2_NAMES, name)}.{kind}"] = tensor
+    return out
+
+
 def _parse(name: str) -> tuple[str, str, str]:
     match = _NAME.fullmatch(name)
     if match is None:

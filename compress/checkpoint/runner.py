@@ -5,37 +5,62 @@ and one batch. So the peak does not grow with the number of layers.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Integer
 from torch import Tensor, nn
 
 from compress.checkpoint.checkpoint import Checkpoint
+from compress.checkpoint.hidden import Hidden, HiddenStates
 from compress.checkpoint.load import load_into_, unpacked
 from compress.checkpoint.model import build_model
 
-Hidden = Float[Tensor, "windows length hidden"]
-
 
 class LayerRunner:
-    """Embeds windows and runs them through decoder layers in float32 on `device`, `batch` windows at a time."""
+    """Embeds windows and runs them through decoder layers in `dtype` on `device`, `batch` windows at a time.
 
-    def __init__(self, checkpoint: Checkpoint, device: str, batch: int) -> None:
-        self.checkpoint, self.device, self.batch = checkpoint, device, batch
+    With `prefetch` a thread reads the next layer's weights while the present one is at work.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: str,
+        batch: int,
+        dtype: torch.dtype = torch.float32,
+        *,
+        prefetch: bool = False,
+    ) -> None:
+        self.checkpoint, self.device, self.batch, self.dtype = checkpoint, device, batch, dtype
         self._model = build_model(checkpoint.config).to_empty(device="meta", recurse=False)
         self._rope = self._model.model.rotary_emb.to(device)
+        self._reader = ThreadPoolExecutor(1) if prefetch else None
+        self._ahead: tuple[int, Future[dict[str, Tensor]]] | None = None
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.checkpoint.config.fields["hidden_size"])
 
     def embed(self, tokens: Integer[Tensor, "windows length"]) -> Hidden:
         """The windows as the first decoder layer sees them, on the host."""
         (table,) = self.checkpoint.tensors(["model.embed_tokens.weight"]).values()
-        return nn.functional.embedding(tokens, table).float()
+        return nn.functional.embedding(tokens, table).to(self.dtype)
+
+    @torch.no_grad()
+    def embed_(self, hidden: HiddenStates, tokens: Integer[Tensor, "windows length"]) -> None:
+        """Fills `hidden` with the windows as the first decoder layer sees them."""
+        (table,) = self.checkpoint.tensors(["model.embed_tokens.weight"]).values()
+        table = table.to(self.device)
+        for at in hidden.slices():
+            hidden.put_(at, nn.functional.embedding(tokens[at].to(self.device), table).to(self.dtype))
 
     def load(self, layer: int) -> nn.Module:
-        """A decoder layer with its weights, unpacked to float32, on the device."""
+        """A decoder layer with its weights, unpacked, on the device."""
         prefix = f"model.layers.{layer}."
-        stored = unpacked(self.checkpoint.tensors(self.checkpoint.layer_names(layer)))
+        stored = {name: tensor.to(self.device, non_blocking=True) for name, tensor in self._read(layer).items()}
         module: nn.Module = self._model.model.layers[layer]
-        load_into_(module, {k.removeprefix(prefix): v for k, v in stored.items()}, torch.float32, self.device)
+        load_into_(module, {k.removeprefix(prefix): v for k, v in unpacked(stored).items()}, self.dtype, self.device)
         return module
 
     def release(self, layer: int) -> None:
@@ -51,6 +76,19 @@ class LayerRunner:
         """Cosines and sines of the positions of a batch, on its device."""
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
         return self._rope(hidden, positions)
+
+    def _read(self, layer: int) -> dict[str, Tensor]:
+        ahead, self._ahead = self._ahead, None
+        tensors = ahead[1].result() if ahead and ahead[0] == layer else self._layer_tensors(layer)
+        if self._reader and layer + 1 < self.checkpoint.config.num_layers:
+            self._ahead = layer + 1, self._reader.submit(self._layer_tensors, layer + 1)
+        return tensors
+
+    def _layer_tensors(self, layer: int) -> dict[str, Tensor]:
+        tensors = self.checkpoint.tensors(self.checkpoint.layer_names(layer))
+        if torch.device(self.device).type != "cuda":
+            return tensors
+        return {name: tensor.pin_memory() for name, tensor in tensors.items()}
 
     def _batches(self, layer: nn.Module, hidden: Hidden) -> Iterator[Hidden]:
         for batch in hidden.split(self.batch):

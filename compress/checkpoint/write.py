@@ -5,17 +5,18 @@ lets a layer walk read and write whole files.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from compress.checkpoint.config import LayoutName, ModelConfig, internlm2_fields
-from compress.checkpoint.layout import to_layout
+from compress.checkpoint.layout import from_layout, to_layout
 from compress.errors import CompressError
 
 
@@ -30,6 +31,21 @@ class ModelWriter:
     def layer(self, layer: int, tensors: Mapping[str, Tensor]) -> None:
         """Writes one decoder layer."""
         self._shard(layer + 1, tensors)
+
+    def has_layer(self, layer: int) -> bool:
+        """Whether a decoder layer lies in the folder."""
+        return (self.folder / self._file(layer + 1)).exists()
+
+    def stored_layer(self, layer: int) -> dict[str, Tensor]:
+        """A decoder layer that is written already, by a run before this one perhaps, under canonical names."""
+        path = self.folder / self._file(layer + 1)
+        try:
+            named = load_file(path)
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise CompressError(f"{path}: damaged ({reason}); remove the folder and run again") from None
+        self._note(path.name, named)
+        return from_layout(named, self.config, self.layout)
 
     def outer(self, tensors: Mapping[str, Tensor]) -> None:
         """Writes everything outside the decoder layers: the embeddings first, the final norm and head last."""
@@ -52,13 +68,22 @@ class ModelWriter:
         write_json(self.folder / "config.json", dict(sorted(fields.items())) | extra)
 
     def _shard(self, number: int, tensors: Mapping[str, Tensor]) -> None:
+        """Writes one file, whole or not at all."""
         named = {k: v.contiguous() for k, v in to_layout(tensors, self.config, self.layout).items()}
-        file = f"model-{number + 1:05d}-of-{self.config.num_layers + 2:05d}.safetensors"
+        path = self.folder / self._file(number)
+        incoming = path.with_suffix(".incoming")
         try:
-            save_file(named, self.folder / file, {"format": "pt"})
+            save_file(named, incoming, {"format": "pt"})
         except Exception as error:  # safetensors wraps the operating system's errors in its own
             reason = str(error).splitlines()[0]
-            raise CompressError(f"{self.folder / file}: not written ({reason}); free space and run again") from error
+            raise CompressError(f"{path}: not written ({reason}); free space and run again") from error
+        os.replace(incoming, path)
+        self._note(path.name, named)
+
+    def _file(self, number: int) -> str:
+        return f"model-{number + 1:05d}-of-{self.config.num_layers + 2:05d}.safetensors"
+
+    def _note(self, file: str, named: Mapping[str, Tensor]) -> None:
         self._file_of |= dict.fromkeys(named, file)
         self._size_bytes += sum(t.numel() * t.element_size() for t in named.values())
 

@@ -12,26 +12,27 @@ from jaxtyping import Float
 from torch import Tensor
 
 from compress.quantize.grid import Grid, fit_grid, nearest
-from compress.quantize.recipe import AwqRecipe, ClipSearch
+from compress.quantize.recipe import ClipSearch
 
 
 def search_clip(
     W: Float[Tensor, "out in_features"],
     H: Float[Tensor, "in_features in_features"],
-    recipe: AwqRecipe,
+    bits: int,
+    group_size: int,
     search: ClipSearch,
 ) -> Grid:
     """The grid whose every group has the shrink factor, 1 among them, of least error."""
-    Hg = diagonal_blocks(H, recipe.group_size)
+    Hg = diagonal_blocks(H, group_size)
     shape = (W.shape[0], Hg.shape[0])
     best_error = W.new_full(shape, float("inf"))
     best_shrink = W.new_ones(shape)
     for shrink in torch.linspace(1.0, search.least, search.points).tolist():
-        error = _group_error(W, Hg, fit_grid(W, recipe.bits, recipe.group_size, W.new_full(shape, shrink)))
+        error = _group_error(W, Hg, fit_grid(W, bits, group_size, W.new_full(shape, shrink)))
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_shrink = torch.where(better, shrink, best_shrink)
-    return fit_grid(W, recipe.bits, recipe.group_size, best_shrink)
+    return fit_grid(W, bits, group_size, best_shrink)
 
 
 def diagonal_blocks(

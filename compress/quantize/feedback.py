@@ -8,23 +8,23 @@ difference h̃ − h that has built up in it, is a least-squares problem whose a
 Only a share of the correction pays: all of it fits the calibration text's noise.
 """
 
-# W (out, in) weight · H, D, R as in statistics.py · λ damping · β share
+# W (out, in) weight · H (damped), D, R as in statistics.py · β share
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from compress.quantize.recipe import Feedback
-from compress.quantize.statistics import Statistics
+from compress.quantize.factor import Factor
 
 
 def aimed(
-    W: Float[Tensor, "out in_features"], statistics: Statistics, feedback: Feedback
+    W: Float[Tensor, "out in_features"],
+    D: Float[Tensor, "in_features in_features"],
+    R: Float[Tensor, "out in_features"] | None,
+    factor: Factor,
+    share: float,
 ) -> Float[Tensor, "out in_features"]:
-    """W + β (W D + R)(H + λI)⁻¹: of all weights, about those with least E‖W′x − (W x̃ + h̃ − h)‖² when β is 1."""
-    H = statistics.H
-    wanted = W @ statistics.D
-    if statistics.R is not None:
-        wanted = wanted + statistics.R
-    ridge = feedback.damping * H.diagonal().mean() * torch.eye(len(H), dtype=H.dtype, device=H.device)
-    return W + feedback.share * torch.linalg.solve(H + ridge, wanted, left=False)
+    """W + β (W D + R) H⁻¹: of all weights, about those with least E‖W′x − (W x̃ + h̃ − h)‖² when β is 1."""
+    wanted = W @ D
+    if R is not None:
+        wanted += R
+    return W + share * factor.solve(wanted)

@@ -4,25 +4,28 @@ Two models go through the layer side by side, the float one and the one rounded 
 on what the linears just rounded really give it, and may make good what they did.
 """
 
-import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from compress.checkpoint.config import ModelConfig
+from compress.errors import CompressError
 from compress.quantize.clip import search_clip
+from compress.quantize.factor import damp_, factorize
 from compress.quantize.feedback import aimed
-from compress.quantize.gptq import damped, gptq
+from compress.quantize.gptq import gptq
 from compress.quantize.grid import Grid, dequantize, fit_grid, nearest, quantize
-from compress.quantize.recipe import AwqRecipe, Gptq, Nearest
-from compress.quantize.refine import refine
+from compress.quantize.recipe import AwqRecipe, Learned, Nearest
+from compress.quantize.refine import leans, refine
 from compress.quantize.scale import search_scale
-from compress.quantize.sites import SITES, Site, divide_producer_, joined_weight, set_joined_weight_, tie_for
+from compress.quantize.sites import LINEARS, SITES, Site, joined_weight, producer_divisor, tie_for
 from compress.quantize.statistics import Accumulator, Statistics, output_error
-from compress.quantize.stream import STEPS, Stream
+from compress.quantize.stream import FLOATS, ROUNDED, Stream
+from compress.quantize.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -33,58 +36,128 @@ class QuantizedLinear:
     grid: Grid
     error: float
     nearest_error: float
+    lean: Float[Tensor, "out in_features"] | None = None  # refine.leans, where learning goes on from here
 
 
-@dataclass
-class Walkers:
-    """The windows in the float model and in the rounded one."""
+@dataclass(frozen=True)
+class LayerQuantizer:
+    """Rounds layers by one recipe; `floats` is the float model beside the rounded one, where feedback wants it."""
 
-    floats: Stream
+    recipe: AwqRecipe
+    config: ModelConfig
+    workers: Workers
     rounded: Stream
+    floats: Stream | None
 
-    def measure(self, site: Site) -> Statistics:
-        """What the site's linears see, in both models."""
-        accumulator, batch, device = Accumulator(), self.rounded.runner.batch, self.rounded.runner.device
-        streams = (self.rounded.x, self.floats.x, self.rounded.h, self.floats.h)
-        for parts in zip(*(t.split(batch) for t in streams), strict=True):
-            x, x_float, h, h_float = (part.to(device) for part in parts)
-            accumulator.add(x, x_float, h_float - h if site.writes_residual else None)
-        return accumulator.means()
+    def round_(self, layer: nn.Module, original: nn.Module, place: str) -> dict[str, QuantizedLinear]:
+        """Every linear of `layer` by name; the layer becomes what they stand for, the windows stand behind its o."""
+        linears: dict[str, QuantizedLinear] = {}
+        as_stored_(layer)
+        for number, site in enumerate(SITES):
+            statistics = self._measure(layer, original, number, f"{place}.{site.key}")
+            W = joined_weight(original, site)
+            plain = _plain_error(W, statistics.H, self.recipe)
+            if self.recipe.scale is not None:
+                tie = tie_for(site, self.config)
+                s = search_scale(W, statistics, self.recipe, self.recipe.scale.points, tie, self.workers)
+                W.mul_(s)
+                statistics.scale_(s)
+                fold_(layer, site, producer_divisor(site, s, self.config), linears)
+            q, grid, ours, lean = self._round(W, statistics, f"{place}.{site.key}")
+            for name, rows in site.rows(layer).items():
+                errors = _share(ours[:, rows]), _share(plain[:, rows])
+                linears[name] = QuantizedLinear(q[rows], grid.rows(rows), *errors, lean[rows] if self._learns else None)
+                set_weight_(layer, name, linears[name])
+        return linears
+
+    @property
+    def _learns(self) -> bool:
+        return isinstance(self.recipe.rounding, Learned)
+
+    def _measure(self, layer: nn.Module, original: nn.Module, number: int, place: str) -> Statistics:
+        """What the linears of a site see, in both models."""
+        accumulator, rounded = Accumulator(), self.rounded.through(layer, ROUNDED[number])
+        if self.floats is None:
+            for _, x in rounded:
+                accumulator.add(x)
+        else:
+            floats = self.floats.through(original, FLOATS[number])
+            for (h, x), (h_float, x_float) in zip(rounded, floats, strict=True):
+                accumulator.add(x, x_float, h_float - h if SITES[number].writes_residual else None)
+        statistics = accumulator.means(self.workers)
+        if not torch.isfinite(statistics.H.diagonal()).all():
+            reach = f"activations leave the range of {self.rounded.runner.dtype}"
+            raise CompressError(f"{place}: {reach}; this model cannot be served in float16")
+        return statistics
+
+    def _round(self, W: Tensor, statistics: Statistics, place: str) -> tuple[Tensor, Grid, Tensor, Tensor]:
+        """Codes, grid, error (2, out) and lean, which is empty where nothing is learned, of a joined weight.
+
+        This process's rows are worked on here, all rows come back.
+        """
+        recipe, rows, R = self.recipe, len(W), statistics.R
+        W, H = self.workers.share(W), statistics.H
+        R = None if R is None else self.workers.share(R)
+        with _damped(H, recipe.damping):
+            factor = None
+            if recipe.feedback is not None or not isinstance(recipe.rounding, Nearest):
+                factor = factorize(H, place)
+            if recipe.feedback is not None and factor is not None and statistics.D is not None:
+                W = aimed(W, statistics.D, R, factor, recipe.feedback.share)
+            statistics.D = statistics.R = R = None  # the largest things here, and done with
+            grid = fit_grid(W, recipe.bits, recipe.group_size)
+            if recipe.clip is not None:
+                grid = search_clip(W, H, recipe.bits, recipe.group_size, recipe.clip)
+            if isinstance(recipe.rounding, Nearest) or factor is None:
+                q = quantize(W, grid)
+            else:
+                q = gptq(W, factor, grid)
+                del factor
+                q, grid = refine(W, H, q, grid, recipe.rounding.refine)
+            lean = leans(W, H, q, grid).half() if self._learns else W[:, :0]
+        error = torch.stack([output_error(dequantize(q, grid) - W, H), output_error(W, H)], 1)
+        parts = (q, grid.scales, grid.zeros, error, lean)
+        q, scales, zeros, error, lean = (self.workers.gather(part, rows) for part in parts)
+        return q, Grid(scales, zeros, recipe.bits, recipe.group_size), error.t(), lean
 
 
-def quantize_layer_(
-    layer: nn.Module, walkers: Walkers, config: ModelConfig, recipe: AwqRecipe, place: str
-) -> dict[str, QuantizedLinear]:
-    """Every linear of the layer by name; the layer is left rounded and folded, the walkers stand behind it."""
-    original = copy.deepcopy(layer)
-    linears: dict[str, QuantizedLinear] = {}
-    for site, step in zip(SITES, STEPS, strict=True):
-        walkers.floats.advance_(original, step)
-        walkers.rounded.advance_(layer, step)
-        statistics = walkers.measure(site)
-        plain_error = _plain_error(joined_weight(layer, site), statistics.H, recipe)
-        if recipe.scale is not None:
-            s = search_scale(joined_weight(layer, site), statistics, recipe, tie_for(site, config))
-            _fold_(layer, site, s, config, linears)
-            walkers.rounded.x /= s.cpu()
-            statistics = statistics.scaled(s)
-        linears |= _round_(layer, site, statistics, recipe, plain_error, f"{place}.{site.key}")
-    walkers.floats.leave_(original)
-    walkers.rounded.leave_(layer)
-    return linears
-
-
-def _fold_(layer: nn.Module, site: Site, s: Tensor, config: ModelConfig, linears: dict[str, QuantizedLinear]) -> None:
-    """Multiplies the site's columns by s and divides what produces its input, a norm or rows rounded already, by it.
+def fold_(layer: nn.Module, site: Site, divisor: Tensor, linears: dict[str, QuantizedLinear]) -> None:
+    """Divides what produces the site's input, a norm or rows rounded already.
 
     A rounded row divided by a number keeps its codes: its scales are divided.
     """
-    set_joined_weight_(layer, site, joined_weight(layer, site) * s)
-    divisor = divide_producer_(layer, site, s, config)
+    for name, parameter in layer.get_submodule(site.producer).named_parameters():
+        if site.producer not in linears or name == "bias":
+            by = divisor if parameter.dim() == 1 else divisor[:, None]
+            parameter.data.copy_((parameter.data.float() / by).half())
     if site.producer in linears:
         made = linears[site.producer]
         grid = Grid((made.grid.scales / divisor[:, None]).half().float(), *made.grid.rest)
-        linears[site.producer] = QuantizedLinear(made.q, grid, made.error, made.nearest_error)
+        linears[site.producer] = replace(made, grid=grid)
+        set_weight_(layer, site.producer, linears[site.producer])
+
+
+def set_weight_(layer: nn.Module, name: str, made: QuantizedLinear) -> None:
+    """Makes a linear's weight what its codes stand for."""
+    layer.get_parameter(f"{name}.weight").data.copy_(dequantize(made.q, made.grid))
+
+
+def as_stored_(layer: nn.Module) -> None:
+    """Rounds what stays in 16 bits to what the file will hold, so that the layer is the one that is served."""
+    for name, parameter in layer.named_parameters():
+        if name.removesuffix(".weight") not in LINEARS:
+            parameter.data.copy_(parameter.data.half())
+
+
+@contextmanager
+def _damped(H: Tensor, damping: float) -> Iterator[None]:
+    """While this is open, H is damped in place."""
+    diagonal = H.diagonal().clone()
+    damp_(H, damping)
+    try:
+        yield
+    finally:
+        H.diagonal().copy_(diagonal)
 
 
 def _plain_error(W: Tensor, H: Tensor, recipe: AwqRecipe) -> Float[Tensor, "2 out"]:
@@ -93,39 +166,6 @@ def _plain_error(W: Tensor, H: Tensor, recipe: AwqRecipe) -> Float[Tensor, "2 ou
     return torch.stack([output_error(plain - W, H), output_error(W, H)])
 
 
-def _round_(
-    layer: nn.Module, site: Site, statistics: Statistics, recipe: AwqRecipe, plain: Float[Tensor, "2 out"], place: str
-) -> dict[str, QuantizedLinear]:
-    """Codes and grids of a site's linears, whose weights become the numbers that the codes stand for."""
-    W, H = joined_weight(layer, site), statistics.H
-    if recipe.feedback is not None:
-        W = aimed(W, statistics, recipe.feedback)
-    grid = fit_grid(W, recipe.bits, recipe.group_size)
-    if recipe.clip is not None:
-        grid = search_clip(W, H, recipe, recipe.clip)
-    q, grid = _rounder(recipe, place)(W, H, grid)
-    rounded = dequantize(q, grid)
-    set_joined_weight_(layer, site, rounded)
-    ours = torch.stack([output_error(rounded - W, H), output_error(W, H)])
-    return {
-        name: QuantizedLinear(q[rows], grid.rows(rows), _share(ours[:, rows]), _share(plain[:, rows]))
-        for name, rows in site.rows(layer).items()
-    }
-
-
 def _share(error_and_power: Float[Tensor, "2 out"]) -> float:
     error, power = error_and_power.sum(1)
     return float(error / power.clamp(min=torch.finfo(torch.float32).tiny))
-
-
-def _rounder(recipe: AwqRecipe, place: str) -> Callable[[Tensor, Tensor, Grid], tuple[Tensor, Grid]]:
-    match recipe.rounding:
-        case Nearest():
-            return lambda W, _, grid: (quantize(W, grid), grid)
-        case Gptq(damping=damping, refine=rounds):
-
-            def compensate(W: Tensor, H: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
-                H = damped(H, damping)
-                return refine(W, H, gptq(W, H, grid, place), grid, rounds)
-
-            return compensate

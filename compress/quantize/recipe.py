@@ -24,7 +24,6 @@ class Feedback(Strict):
     """Each linear makes good a share of what the rounded layers before it have done to the hidden states."""
 
     share: float = Field(0.6, gt=0, le=1)
-    damping: float = Field(0.1, gt=0, description="added to the Gram's diagonal, as a share of its mean")
 
 
 class Nearest(Strict):
@@ -40,11 +39,26 @@ class Gptq(Strict):
     """
 
     method: Literal["gptq"]
-    damping: float = Field(0.05, gt=0, le=1, description="added to the diagonal, as a share of its mean")
     refine: int = Field(2, ge=0, le=10, description="rounds")
 
 
-Rounding = Annotated[Nearest | Gptq, Field(discriminator="method")]
+class Learned(Strict):
+    """Starts from what `gptq` finds; then the codes and scales of a layer are trained together.
+
+    Signed gradient steps on the error of the layer's output; the best step is kept, by windows that were not
+    trained on.
+    """
+
+    method: Literal["learned"]
+    refine: int = Field(2, ge=0, le=10, description="rounds before the training")
+    steps: int = Field(200, ge=1, le=10_000)
+    batch: int = Field(8, ge=1, description="windows a step")
+    learning_rate: float = Field(0.0025, gt=0, le=0.5, description="of a code's step, falling to zero")
+    scale_rate: float = Field(0.001, ge=0, le=0.5, description="of a scale, relative")
+    held_out: int = Field(16, ge=1, description="windows that choose the step")
+
+
+Rounding = Annotated[Nearest | Gptq | Learned, Field(discriminator="method")]
 
 
 class AwqRecipe(Strict):
@@ -54,5 +68,6 @@ class AwqRecipe(Strict):
     group_size: Literal[32, 64, 128] = 128
     scale: ScaleSearch | None = ScaleSearch(points=20)
     clip: ClipSearch | None = ClipSearch(points=20, least=0.6)
-    feedback: Feedback | None = Feedback(share=0.6, damping=0.1)
-    rounding: Rounding = Gptq(method="gptq", damping=0.05, refine=2)
+    feedback: Feedback | None = Feedback(share=0.6)
+    damping: float = Field(0.2, gt=0, le=1, description="added to the Gram's diagonal, as a share of its mean")
+    rounding: Rounding = Gptq(method="gptq", refine=2)

@@ -1,21 +1,18 @@
 """Lowering the output error of codes that are already good: scales fitted to codes, then codes moved one by one.
 
-GPTQ decides each column once, and on scales from before any rounding. With the codes known, each group's best scale is
-a small least-squares problem; with the scales known, the best code of one column, all others held, is a division and a
-rounding (coordinate descent, as in QuantEase, arXiv 2309.01885). Neither step can raise tr(ΔW H ΔWᵀ).
+GPTQ decides each column once, and on scales from before any rounding. With the codes known, the best scale of one
+group, all others held, is a division; with the scales known, so is the best code of one column, and a rounding
+(coordinate descent, as in QuantEase, arXiv 2309.01885). Neither step can raise tr(ΔW H ΔWᵀ).
 """
 
-# W (out, in) weight · H (in, in) damped Gram · q codes, s, z scales and zeros · c (out, groups, g) = q − z
-# A (out, groups, groups), b (out, groups): the normal equations of the scales of a row
+# W (out, in) weight · H (in, in) damped Gram · q codes, s, z scales and zeros · c (in, out) = q − z, transposed
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from compress.quantize.gptq import BLOCK
 from compress.quantize.grid import SMALLEST_SCALE, Grid, dequantize
-
-ROWS = 1024  # rows whose normal equations are made at once
-FURTHEST = 2.0  # a scale may move by this factor; beyond, the equations were near singular
 
 
 def refine(
@@ -33,39 +30,71 @@ def refine(
 
 
 def fit_scales(W: Tensor, H: Tensor, q: Tensor, grid: Grid) -> Grid:
-    """The grid whose scales, for these codes and zeros, have the least output error in each row."""
-    parts = [_fit_rows(W[rows], H, q[rows], grid.rows(rows)) for rows in _blocks(len(W))]
-    return Grid(torch.cat(parts), *grid.rest)
+    """The grid after each group's scale, in turn, has had its best value given the codes and all other scales."""
+    c = (q.t().float().unflatten(0, (-1, grid.group_size)) - grid.zeros.t()[:, None]).flatten(0, 1)
+    scales = grid.scales.t().contiguous()
+    slope = H @ (dequantize(q, grid) - W).t()  # half the gradient of the error, by column
+    for group, at in enumerate(_blocks(len(H), grid.group_size)):
+        along = (slope[at] * c[at]).sum(0)
+        curvature = (H[at, at] @ c[at]).mul_(c[at]).sum(0)
+        wanted = scales[group] - along / curvature.clamp(min=torch.finfo(H.dtype).tiny)
+        moved = wanted.half().float().clamp(min=SMALLEST_SCALE) - scales[group]
+        # Rounded to float16 the best scale may be worse than the one that stands.
+        moved = torch.where((2 * along + curvature * moved) * moved < 0, moved, torch.zeros_like(moved))
+        scales[group] += moved
+        slope[at.stop :].addmm_(H[at.stop :, at], c[at] * moved)
+    return Grid(scales.t().contiguous(), *grid.rest)
 
 
-def _blocks(size: int) -> list[slice]:
-    return [slice(start, start + ROWS) for start in range(0, size, ROWS)]
+def _blocks(size: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
 
-def _fit_rows(W: Tensor, H: Tensor, q: Tensor, grid: Grid) -> Float[Tensor, "out groups"]:
-    c = q.float().unflatten(1, (-1, grid.group_size)) - grid.zeros[..., None]
-    count = c.shape[1]
-    blocks = H.unflatten(0, (count, -1)).unflatten(2, (count, -1))
-    A = torch.stack([((c[:, a] @ blocks[a].flatten(1)).unflatten(1, (count, -1)) * c).sum(-1) for a in range(count)], 1)
-    b = ((W @ H).unflatten(1, (count, -1)) * c).sum(-1)
-    ridge = 1e-6 * A.diagonal(dim1=1, dim2=2).mean(1).clamp(min=torch.finfo(A.dtype).tiny)
-    A = A + ridge[:, None, None] * torch.eye(count, device=A.device)
-    fitted = torch.linalg.solve(A, b).half().float().clamp(min=SMALLEST_SCALE)
-    sane = (fitted > grid.scales / FURTHEST) & (fitted < grid.scales * FURTHEST)
-    return torch.where(sane, fitted, grid.scales)
+def leans(W: Tensor, H: Tensor, q: Tensor, grid: Grid) -> Float[Tensor, "out in_features"]:
+    """How far, in steps of the grid, each code's best value lies from it, all others held."""
+    slope = (dequantize(q, grid) - W) @ H
+    steps = slope / H.diagonal().clamp(min=torch.finfo(H.dtype).tiny)
+    return -(steps.unflatten(1, (-1, grid.group_size)) / grid.scales[..., None]).flatten(1)
 
 
 def descend(W: Tensor, H: Tensor, q: Tensor, grid: Grid) -> UInt8[Tensor, "out in_features"]:
     """Codes after each column, in order of falling H diagonal, has had its best value given all others."""
-    delta = (dequantize(q, grid) - W).t()
-    slope = H @ delta  # half the gradient of the error, by column
-    scales, zeros = (t.repeat_interleave(grid.group_size, 1).t().contiguous() for t in (grid.scales, grid.zeros))
-    codes = q.t().float().contiguous()
-    diagonal = H.diagonal().clamp(min=torch.finfo(H.dtype).tiny)
-    for column in H.diagonal().argsort(descending=True, stable=True).tolist():
-        s, z = scales[column], zeros[column]
-        best = (codes[column] - z) * s - slope[column] / diagonal[column]
-        moved = (best / s).round_().add_(z).clamp_(0, grid.top)
-        slope.addr_(H[column], (moved - codes[column]) * s)
+    order = H.diagonal().argsort(descending=True, stable=True)
+    H = H[order][:, order]
+    slope = H @ (dequantize(q, grid) - W).t()[order]  # half the gradient of the error, by column
+    group = order // grid.group_size
+    scales, zeros = grid.scales.t().contiguous(), grid.zeros.t().contiguous()
+    codes = q.t()[order].float().contiguous()
+    descend_block_ = _on_gpu_ if W.is_cuda else descend_block_plainly_
+    for at in _blocks(len(H), BLOCK):
+        changes = descend_block_(slope[at], codes[at], H[at, at], scales, zeros, group[at], grid.top)
+        slope[at.stop :].addmm_(H[at.stop :, at], changes)
+    return codes[order.argsort()].t().contiguous().to(torch.uint8)
+
+
+def descend_block_plainly_(
+    slope: Float[Tensor, "block out"],
+    codes: Float[Tensor, "block out"],
+    H: Float[Tensor, "block block"],
+    scales: Float[Tensor, "groups out"],
+    zeros: Float[Tensor, "groups out"],
+    group: Int64[Tensor, " block"],
+    top: int,
+) -> Float[Tensor, "block out"]:
+    """Moves a block's codes in turn; returns by how much each column's weights have changed."""
+    changes = torch.empty_like(slope)
+    for column, (g, s, z) in enumerate(zip(slope, scales[group], zeros[group], strict=True)):
+        best = (codes[column] - z) * s - g / H[column, column]
+        moved = (best / s).round_().add_(z).clamp_(0, top)
+        changes[column] = (moved - codes[column]) * s
+        slope[column + 1 :].addr_(H[column, column + 1 :], changes[column])
         codes[column] = moved
-    return codes.t().contiguous().to(torch.uint8)
+    return changes
+
+
+def _on_gpu_(
+    slope: Tensor, codes: Tensor, H: Tensor, scales: Tensor, zeros: Tensor, group: Tensor, top: int
+) -> Float[Tensor, "block out"]:
+    from compress.quantize.kernels import descend_columns_  # noqa: PLC0415 - Triton is there where a GPU is
+
+    return descend_columns_(slope, codes, H, scales, zeros, group, top)

@@ -15,24 +15,32 @@ from torch import Tensor
 from compress.quantize.grid import fit_grid, nearest
 from compress.quantize.recipe import AwqRecipe
 from compress.quantize.statistics import Statistics, output_error
+from compress.quantize.workers import ALONE, Workers
 
+ROWS = 2048  # of a weight, evenly spread, on which candidates are compared: their errors are sums over rows
+ENTRIES_AT_ONCE = 2**27  # weights under trial at the same time
 SMALLEST = 1e-4  # padded channels have activations of exactly zero; their scale must stay a number
 Tie = Callable[[Tensor], Tensor]
 
 
 def search_scale(
-    W: Float[Tensor, "out in_features"], statistics: Statistics, recipe: AwqRecipe, tie: Tie
+    W: Float[Tensor, "out in_features"],
+    statistics: Statistics,
+    recipe: AwqRecipe,
+    points: int,
+    tie: Tie,
+    workers: Workers = ALONE,
 ) -> Float[Tensor, " in_features"]:
     """The s of least output error among |x|^α / |w|^(1−α), α on a grid; `tie` makes channels share one where they must.
 
     s = 1 is always tried, so the answer is never worse than no scale.
     """
-    assert recipe.scale is not None
     m, w = statistics.magnitude, _relative_magnitude(W, recipe.group_size)
-    exponents = [step / recipe.scale.points for step in range(recipe.scale.points)]
-    candidates = [torch.ones_like(m), *(_candidate(m, w, a, tie) for a in exponents)]
-    errors = [_rounding_error(W, statistics.H, s, recipe) for s in candidates]
-    return candidates[int(torch.stack(errors).argmin())]
+    exponents = [step / points for step in range(points)]
+    candidates = torch.stack([torch.ones_like(m), *(_candidate(m, w, a, tie) for a in exponents)])
+    sample = W[:: max(1, len(W) // ROWS)]
+    errors = workers.sum_(_rounding_errors(workers.share(sample), statistics.H, candidates, recipe))
+    return candidates[int(errors.argmin())]
 
 
 def _relative_magnitude(W: Float[Tensor, "out in_features"], group_size: int) -> Float[Tensor, " in_features"]:
@@ -46,6 +54,19 @@ def _candidate(m: Tensor, w: Tensor, alpha: float, tie: Tie) -> Float[Tensor, " 
     return s / (s.max() * s.min()).sqrt()
 
 
-def _rounding_error(W: Tensor, H: Tensor, s: Tensor, recipe: AwqRecipe) -> Float[Tensor, ""]:
-    scaled = W * s
-    return output_error((nearest(scaled, fit_grid(scaled, recipe.bits, recipe.group_size)) - scaled) / s, H).sum()
+def _rounding_errors(
+    W: Float[Tensor, "out in_features"],
+    H: Tensor,
+    candidates: Float[Tensor, "candidates in_features"],
+    recipe: AwqRecipe,
+) -> Float[Tensor, " candidates"]:
+    """The output error of rounding under each candidate, as many at a time as memory allows."""
+    at_once = max(1, ENTRIES_AT_ONCE // W.numel())
+    return torch.cat([_errors_of(W, H, some, recipe) for some in candidates.split(at_once)])
+
+
+def _errors_of(W: Tensor, H: Tensor, candidates: Tensor, recipe: AwqRecipe) -> Float[Tensor, " candidates"]:
+    scaled = (W * candidates[:, None]).flatten(0, 1)
+    delta = nearest(scaled, fit_grid(scaled, recipe.bits, recipe.group_size)).sub_(scaled)
+    delta = delta.unflatten(0, (len(candidates), -1)).div_(candidates[:, None])
+    return output_error(delta.flatten(0, 1), H).unflatten(0, (len(candidates), -1)).sum(1)

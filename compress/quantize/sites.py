@@ -45,14 +45,8 @@ LINEARS = tuple(linear for site in SITES for linear in site.linears)
 
 
 def joined_weight(layer: nn.Module, site: Site) -> Float[Tensor, "out in_features"]:
-    """The weights of a site's linears, one above the other."""
-    return torch.cat([layer.get_parameter(f"{name}.weight").data for name in site.linears])
-
-
-def set_joined_weight_(layer: nn.Module, site: Site, W: Float[Tensor, "out in_features"]) -> None:
-    """The inverse of `joined_weight`."""
-    for name, rows in site.rows(layer).items():
-        layer.get_parameter(f"{name}.weight").data.copy_(W[rows])
+    """The weights of a site's linears, one above the other, in float32."""
+    return torch.cat([layer.get_parameter(f"{name}.weight").data for name in site.linears]).float()
 
 
 def tie_for(site: Site, config: ModelConfig) -> Callable[[Tensor], Tensor]:
@@ -68,12 +62,8 @@ def tie_for(site: Site, config: ModelConfig) -> Callable[[Tensor], Tensor]:
     return tie
 
 
-def divide_producer_(
-    layer: nn.Module, site: Site, s: Float[Tensor, " in_features"], config: ModelConfig
-) -> Float[Tensor, " produced"]:
-    """Divides what produces the site's input by s, so that the input is divided; returns the divisor of each row."""
-    if site.producer == "self_attn.v_proj":
-        s = s.unflatten(0, (config.num_kv_heads, -1, config.head_dim))[:, 0].flatten()
-    for parameter in layer.get_submodule(site.producer).parameters():
-        parameter.data.div_(s if parameter.dim() == 1 else s[:, None])
-    return s
+def producer_divisor(site: Site, s: Float[Tensor, " in_features"], config: ModelConfig) -> Float[Tensor, " produced"]:
+    """What each output of the site's producer is divided by, so that the site's input is divided by s."""
+    if site.producer != "self_attn.v_proj":
+        return s
+    return s.unflatten(0, (config.num_kv_heads, -1, config.head_dim))[:, 0].flatten()

@@ -8,26 +8,32 @@ input, and the residual stream beside it, from what the float model has there.
 # x, x̃ (tokens, in) input in the rounded and in the float model · h, h̃ (tokens, hidden) residual stream beside them
 # H (in, in) = E[x xᵀ] · D (in, in) = E[(x̃ − x) xᵀ] · R (hidden, in) = E[(h̃ − h) xᵀ] · ΔW (out, in) weight error
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from compress.quantize.workers import Workers
 
-@dataclass(frozen=True)
+
+@dataclass
 class Statistics:
-    """Means over the calibration tokens, in float32; `R` only where the linears write to the residual stream."""
+    """Means over the calibration tokens, in float32; D and R only where they were asked for."""
 
     H: Float[Tensor, "in_features in_features"]
     magnitude: Float[Tensor, " in_features"]
-    D: Float[Tensor, "in_features in_features"]
-    R: Float[Tensor, "hidden in_features"] | None
+    D: Float[Tensor, "in_features in_features"] | None = None
+    R: Float[Tensor, "hidden in_features"] | None = None
 
-    def scaled(self, s: Float[Tensor, " in_features"]) -> "Statistics":
-        """The statistics of x / s."""
-        R = None if self.R is None else self.R / s
-        return replace(self, H=self.H / s / s[:, None], magnitude=self.magnitude / s, D=self.D / s / s[:, None], R=R)
+    def scale_(self, s: Float[Tensor, " in_features"]) -> None:
+        """Becomes the statistics of x / s."""
+        self.magnitude.div_(s)
+        for square in (self.H, self.D):
+            if square is not None:
+                square.div_(s).div_(s[:, None])
+        if self.R is not None:
+            self.R.div_(s)
 
 
 class Accumulator:
@@ -37,28 +43,40 @@ class Accumulator:
         self._sums: dict[str, Tensor] = {}
         self._num_tokens = 0
 
-    def add(self, x: Tensor, x_float: Tensor, drift: Tensor | None) -> None:
-        """Counts a batch in: both models' inputs, and h̃ − h where it is wanted."""
-        rows = x.flatten(0, -2).float()
-        moved = x_float.flatten(0, -2).float() - rows
-        self._add("H", rows.t() @ rows)
-        self._add("D", moved.t() @ rows)
-        self._add("magnitude", rows.abs().sum(0))
+    def add(self, x: Tensor, x_float: Tensor | None = None, drift: Tensor | None = None) -> None:
+        """Counts a batch in: the rounded model's inputs; the float model's, and h̃ − h, where they are wanted."""
+        rows = x.flatten(0, -2)
+        self._add("H", _product(rows, rows))
+        self._add("magnitude", rows.abs().sum(0, dtype=torch.float32))
+        if x_float is not None:
+            self._add("D", _product(x_float.flatten(0, -2) - rows, rows))
         if drift is not None:
-            self._add("R", drift.flatten(0, -2).float().t() @ rows)
+            self._add("R", _product(drift.flatten(0, -2), rows))
         self._num_tokens += rows.shape[0]
 
     def _add(self, name: str, value: Tensor) -> None:
         self._sums[name] = self._sums[name].add_(value) if name in self._sums else value
 
-    def means(self) -> Statistics:
-        """What all tokens so far give."""
-        means = {name: total / self._num_tokens for name, total in self._sums.items()}
-        return Statistics(means["H"], means["magnitude"], means["D"], means.get("R"))
+    def means(self, workers: Workers | None = None) -> Statistics:
+        """What all tokens so far give, those of all workers together."""
+        if workers is not None:
+            self._num_tokens = workers.total(self._num_tokens)
+        for total in self._sums.values():
+            if workers is not None:
+                workers.sum_(total)
+            total.div_(self._num_tokens)
+        return Statistics(self._sums["H"], self._sums["magnitude"], self._sums.get("D"), self._sums.get("R"))
+
+
+def _product(a: Float[Tensor, "tokens left"], b: Float[Tensor, "tokens right"]) -> Float[Tensor, "left right"]:
+    """aᵀ b with float32 sums, also of 16-bit values."""
+    if a.dtype == torch.float32:
+        return a.t() @ b
+    return torch.mm(a.t(), b, out_dtype=torch.float32)
 
 
 def output_error(
     delta: Float[Tensor, "out in_features"], H: Float[Tensor, "in_features in_features"]
 ) -> Float[Tensor, " out"]:
     """Mean squared error of each output for the weight error `delta`: the diagonal of ΔW H ΔWᵀ."""
-    return torch.einsum("oi,oi->o", delta @ H, delta)
+    return (delta @ H).mul_(delta).sum(1)

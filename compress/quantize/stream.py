@@ -1,7 +1,8 @@
-"""A stock decoder layer in steps from one set of linears to the next, for windows that wait on the host in between.
+"""A stock decoder layer up to the input of each set of linears, for windows that wait on the host.
 
-Between two steps a window is its residual stream h and the input x of the linears that come next. Every linear runs
-once: the layer is never run again to see what rounding an earlier linear did to the inputs of a later one.
+Only the residual stream h of a window is kept, at the layer's start and after its attention; the inputs x of the
+linears are computed from it when they are wanted. What waits on the host is no larger than the hidden states, at the
+price of computing half of the rounded layer twice.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,41 +11,62 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from compress.checkpoint.runner import Hidden, LayerRunner
+from compress.checkpoint.hidden import HiddenStates
+from compress.checkpoint.runner import LayerRunner
 
 DecoderLayer = Any  # a stock one; its parts have no types of their own
 Rope = tuple[Tensor, Tensor]
-Step = Callable[[DecoderLayer, Tensor, Tensor, Rope], tuple[Tensor, Tensor]]
 
 
-def _to_attention(layer: DecoderLayer, h: Tensor, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Step:
+    """Computes h and x from h; `moves` where the h that comes out takes the place of the one that went in."""
+
+    compute: Callable[[DecoderLayer, Tensor, Rope], tuple[Tensor, Tensor]]
+    moves: bool = False
+
+
+def _attention_input(layer: DecoderLayer, h: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
     return h, layer.input_layernorm(h)
 
 
-def _to_o(layer: DecoderLayer, h: Tensor, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
+def _o_input(layer: DecoderLayer, h: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
     with _left_out(layer.self_attn, "o_proj"):
-        return h, layer.self_attn(x, position_embeddings=rope, attention_mask=None)[0]
+        # No mask: the stock attention is causal without one, and windows have no padding.
+        return h, layer.self_attn(layer.input_layernorm(h), position_embeddings=rope, attention_mask=None)[0]
 
 
-def _to_mlp(layer: DecoderLayer, h: Tensor, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
-    h = h + layer.self_attn.o_proj(x)
+def _past_o(layer: DecoderLayer, h: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
+    h, x = _o_input(layer, h, rope)
+    return h + layer.self_attn.o_proj(x), x
+
+
+def _mlp_input(layer: DecoderLayer, h: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
     return h, layer.post_attention_layernorm(h)
 
 
-def _to_down(layer: DecoderLayer, h: Tensor, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
+def _past_o_to_mlp(layer: DecoderLayer, h: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
+    return _mlp_input(layer, _past_o(layer, h, rope)[0], rope)
+
+
+def _down_input(layer: DecoderLayer, h: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
     with _left_out(layer.mlp, "down_proj"):
-        return h, layer.mlp(x)
+        return h, layer.mlp(layer.post_attention_layernorm(h))
 
 
-def _to_next_layer(layer: DecoderLayer, h: Tensor, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
-    h = h + layer.mlp.down_proj(x)
-    return h, h
+def _past_down(layer: DecoderLayer, h: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
+    h, x = _down_input(layer, h, rope)
+    return h + layer.mlp.down_proj(x), x
 
 
-STEPS: tuple[Step, ...] = (_to_attention, _to_o, _to_mlp, _to_down)  # in the order of sites.SITES
+# In the order of sites.SITES. The rounded model's linears change behind their site's step, so that it moves late; the
+# float model's never change, so that it moves at once.
+ROUNDED = Step(_attention_input), Step(_o_input), Step(_past_o_to_mlp, moves=True), Step(_down_input)
+FLOATS = Step(_attention_input), Step(_past_o, moves=True), Step(_mlp_input), Step(_past_down, moves=True)
+WHOLE_LAYER = Step(_past_o, moves=True), Step(_past_down, moves=True)
+LEAVE = WHOLE_LAYER[1]
 
 
 @contextmanager
@@ -58,31 +80,31 @@ def _left_out(parent: nn.Module, name: str) -> Iterator[None]:
         setattr(parent, name, linear)
 
 
+def compute(layer: nn.Module, h: Tensor, rope: Rope, *steps: Step) -> Tensor:
+    """The residual stream of a batch after some steps."""
+    for step in steps:
+        h, _ = step.compute(layer, h, rope)
+    return h
+
+
 @dataclass
 class Stream:
-    """All windows between two steps, on the host."""
+    """All windows in one model, between two steps."""
 
     runner: LayerRunner
-    h: Hidden
-    x: Float[Tensor, "windows length in_features"]
-
-    @classmethod
-    def start(cls, runner: LayerRunner, h: Hidden) -> "Stream":
-        """The windows as the first layer sees them."""
-        return cls(runner, h, h)
-
-    def advance_(self, layer: nn.Module, step: Step) -> None:
-        """Takes every window through one step."""
-        batches = zip(self.h.split(self.runner.batch), self.x.split(self.runner.batch), strict=True)
-        h, x = zip(*(self._moved(layer, step, *batch) for batch in batches), strict=True)
-        self.h, self.x = torch.cat(h), torch.cat(x)
-
-    def leave_(self, layer: nn.Module) -> None:
-        """Takes every window out of the layer."""
-        self.advance_(layer, _to_next_layer)
+    hidden: HiddenStates
 
     @torch.no_grad()
-    def _moved(self, layer: nn.Module, step: Step, h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        h, x = h.to(self.runner.device), x.to(self.runner.device)
-        h, x = step(layer, h, x, self.runner.rope(h))
-        return h.cpu(), x.cpu()
+    def through(self, layer: nn.Module, step: Step) -> Iterator[tuple[Tensor, Tensor]]:
+        """The h that went in and the x of each batch; where the step moves, the windows stand behind it afterwards."""
+        for at, h in self.hidden.batches():
+            moved, x = step.compute(layer, h, self.runner.rope(h))
+            yield h, x
+            if step.moves:  # only now: on the CPU h is where the windows are
+                self.hidden.put_(at, moved)
+
+    def move_(self, layer: nn.Module, *steps: Step) -> None:
+        """Takes every window through some steps."""
+        for step in steps:
+            for _ in self.through(layer, step):
+                pass

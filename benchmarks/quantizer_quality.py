@@ -1,0 +1,133 @@
+"""Divergence from the unquantized model on held-out text: our recipes and the peers', and ours without each part."""
+
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from quality_windows import read_windows
+
+from compress.checkpoint.checkpoint import Checkpoint
+from compress.checkpoint.load import load_model
+from compress.checkpoint.write import ModelWriter
+from compress.evaluate.compare import compare_models
+from compress.quantize.recipe import AwqRecipe, Gptq, Learned, Nearest
+from compress.quantize.resources import Resources
+from compress.quantize.walk import quantize_model
+
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "examples" / "demo"
+NEAREST = Nearest(method="nearest")
+PLAIN = {"scale": None, "clip": None, "feedback": None, "rounding": NEAREST}
+OURS = {"rtn": PLAIN, "awq-light": {}, "awq-best": {"rounding": Learned(method="learned")}}
+WITHOUT = {
+    "whole": {},
+    "no scales": {"scale": None},
+    "no clipping": {"clip": None},
+    "no feedback": {"feedback": None},
+    "no refinement": {"rounding": Gptq(method="gptq", refine=0)},
+    "no compensation": {"rounding": NEAREST},
+    "less damping": {"damping": 0.05},
+    "plain rounding": PLAIN,
+}
+DRAWS = 10_000
+
+
+def device():
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device_name():
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def made(model, tokens, recipe, out):
+    """Seconds of quantizing into `out`."""
+    out.mkdir(parents=True)
+    checkpoint = Checkpoint(model)
+    writer = ModelWriter(out, checkpoint.config.replace(torch_dtype="float16"), "llama")
+    start = time.perf_counter()
+    quantize_model(checkpoint, tokens, recipe, writer, Resources(device()))
+    return time.perf_counter() - start
+
+
+def quality(args):
+    """A row a recipe and domain; a peer that made no weights has its reason in a row."""
+    windows = read_windows(args.windows)
+    domains = [name for name in windows if not name.startswith("calibration")]
+    base = load_model(args.model, device=device())
+    scores, facts = {}, {}
+    with tempfile.TemporaryDirectory() as work:
+        for name in args.recipes or OURS:
+            recipe = AwqRecipe(group_size=64, **OURS[name])
+            seconds = made(args.model, windows["calibration"], recipe, Path(work, name))
+            facts[name] = {"elapsed_s": round(seconds, 1)}
+            scores[name] = scored(Path(work, name), base, windows, domains)
+            print(name, facts[name], {d: round(scores[name][d].kl_nats.mean().item(), 4) for d in domains}, flush=True)
+    for row in json.loads((args.peers / "peers.json").read_text()) if args.peers else []:
+        facts[row["recipe"]] = {"elapsed_s": row["elapsed_s"], "reason": row["error"]}
+        if row["error"] is None:
+            scores[row["recipe"]] = scored(args.peers / row["recipe"], base, windows, domains)
+    return [quality_row(name, domain, scores, facts[name]) for name in facts for domain in domains]
+
+
+def scored(folder, base, windows, domains):
+    variant = load_model(folder, device=device())
+    return {domain: compare_models(variant, base, windows[domain].to(device())) for domain in domains}
+
+
+def quality_row(name, domain, scores, facts):
+    """Means over windows, with 95 % intervals by a bootstrap over them; the same draws for every recipe: paired."""
+    row = {"recipe": name, "domain": domain}
+    if name in scores:
+        kl = scores[name][domain].kl_nats.cpu().numpy()
+        low, high = interval(kl)
+        row |= {"kl_nats": float(kl.mean()), "kl_low": low, "kl_high": high}
+        if "awq-best" in scores:
+            less = kl - scores["awq-best"][domain].kl_nats.cpu().numpy()
+            row |= dict(zip(("kl_above_best_low", "kl_above_best_high"), interval(less), strict=True))
+        means = scores[name][domain].means()
+        row |= {"top1": means["top1_agreement"], "perplexity": means["perplexity"]}
+    return row | {"elapsed_s": facts["elapsed_s"], "device": device_name(), "reason": facts.get("reason")}
+
+
+def interval(values):
+    draws = np.random.default_rng(0).integers(0, len(values), (DRAWS, len(values)))
+    low, high = np.percentile(values[draws].mean(1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def ablation(args):
+    """The demo base, three draws of calibration text: the divergence on held-out text without each ingredient."""
+    from tokenizers import Tokenizer
+
+    from compress.checkpoint.tokenizer import write_tokenizer
+    from compress.corpus import CorpusRecipe, make_windows, read_documents
+
+    rows = []
+    with tempfile.TemporaryDirectory() as work:
+        write_tokenizer(DEMO / "base", Path(work))
+        tokenizer = Tokenizer.from_file(str(Path(work, "tokenizer.json")))
+
+        def windows(name, count, seed):
+            recipe = CorpusRecipe(source=f"examples/demo/text/{name}.jsonl", windows=count, length=256, seed=seed)
+            return torch.from_numpy(make_windows(read_documents(recipe, ROOT), tokenizer, recipe).tokens).long()
+
+        held_out, base = windows("evaluation", 64, 0).to(device()), load_model(DEMO / "base", device=device())
+        for seed in range(3):
+            calibration = windows("calibration", 128, seed)
+            for name in args.recipes or WITHOUT:
+                out = Path(work, f"{name}-{seed}")
+                seconds = made(DEMO / "base", calibration, AwqRecipe(**WITHOUT[name]), out)
+                means = compare_models(load_model(out, device=device()), base, held_out).means()
+                rows.append({"recipe": name, "seed": seed, "kl_nats": means["kl_nats"], "elapsed_s": round(seconds, 1)})
+                print(rows[-1], flush=True)
+    return with_cost(rows)
+
+
+def with_cost(rows):
+    """Each row's divergence above the whole recipe's on the same calibration text."""
+    whole = {row["seed"]: row["kl_nats"] for row in rows if row["recipe"] == "whole"}
+    return [row | {"kl_above_whole": row["kl_nats"] - whole[row["seed"]]} for row in rows] if whole else rows

@@ -1,0 +1,146 @@
+"""Seconds and gigabytes from files on disk to files on disk, beside the least that the hardware allows."""
+
+import json
+import resource
+import shutil
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from quality_windows import read_windows
+from random_model import SHAPES, VOCAB, operations, write_model
+
+from compress.checkpoint.checkpoint import Checkpoint
+from compress.checkpoint.runner import LayerRunner
+from compress.checkpoint.write import ModelWriter
+from compress.quantize.recipe import AwqRecipe, Learned
+from compress.quantize.resources import Resources
+from compress.quantize.walk import quantize_model
+from compress.quantize.workers import Workers
+
+RECIPES = {"awq-light": AwqRecipe(), "awq-best": AwqRecipe(rounding=Learned(method="learned"))}
+WINDOWS, LENGTH = 128, 2048
+
+
+def speed(args):
+    """A row a shape and recipe; with torchrun the first process reports."""
+    workers = Workers.started()
+    rate = product_rate()
+    rows = [run(shape, name, args, workers, rate) for shape in args.shapes for name in args.recipes or ["awq-light"]]
+    return rows if workers.rank == 0 else []
+
+
+def product_rate():
+    """Operations a second of a large float16 product on random data: the ceiling of this GPU."""
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.float16)
+    for _ in range(3):
+        a @ a
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(10):
+        a @ a
+    torch.cuda.synchronize()
+    return 10 * 2 * 8192**3 / (time.perf_counter() - start)
+
+
+def run(shape, name, args, workers, rate):
+    """One measurement; the model is made before and taken away behind."""
+    folder, out = args.disk / f"random-{shape}", args.disk / f"random-{shape}-w4"
+    if workers.rank == 0:
+        for stale in (folder, out):
+            shutil.rmtree(stale, ignore_errors=True)
+        write_model(folder, shape, args.layers)
+        out.mkdir()
+    workers.wait()
+    tokens = torch.randint(0, VOCAB, (WINDOWS, LENGTH), generator=torch.Generator().manual_seed(1))
+    seconds = profiled() if args.profile else {}
+    device = f"cuda:{workers.rank}"
+    torch.cuda.reset_peak_memory_stats(device)
+    start = time.perf_counter()
+    checkpoint = Checkpoint(folder)
+    writer = ModelWriter(out, checkpoint.config.replace(torch_dtype="float16"), "internlm2")
+    quantize_model(checkpoint, tokens, RECIPES[name], writer, Resources(device, workers=workers))
+    torch.cuda.synchronize()
+    workers.wait()
+    elapsed = time.perf_counter() - start
+    layers = checkpoint.config.num_layers
+    floor = operations(shape, WINDOWS * LENGTH, LENGTH, True, layers) / rate / workers.count
+    row = {
+        "shape": shape, "recipe": name, "layers": layers, "of_layers": SHAPES[shape][-1], "gpus": workers.count,
+        "windows": WINDOWS, "length": LENGTH, "elapsed_s": round(elapsed, 2), "floor_s": round(floor, 2),
+        "times_floor": round(elapsed / floor, 2),
+        "peak_gpu_gib": round(torch.cuda.max_memory_allocated(device) / 2**30, 2),
+        "peak_host_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "read_gb": gigabytes(folder), "written_gb": gigabytes(out), "product_tflops": round(rate / 1e12),
+        "device": torch.cuda.get_device_name(),
+    }  # fmt: skip
+    if seconds:
+        print(json.dumps({k: round(v, 2) for k, v in sorted(seconds.items(), key=lambda x: -x[1])}))
+    if workers.rank == 0:
+        shutil.rmtree(folder), shutil.rmtree(out)
+    workers.wait()
+    return row
+
+
+def gigabytes(folder: Path):
+    return round(sum(file.stat().st_size for file in folder.iterdir()) / 1e9, 2)
+
+
+def profiled():
+    """Seconds by part of the work, the device waited for around each: more in sum than without."""
+    from compress.checkpoint import runner
+    from compress.quantize import layer, refine, stream, walk
+
+    seconds = defaultdict(float)
+
+    def timed(owner, name):
+        function = getattr(owner, name)
+
+        def wrapper(*args, **kwargs):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            result = function(*args, **kwargs)
+            torch.cuda.synchronize()
+            seconds[f"{name} {args[3]}" if name == "_measure" else name] += time.perf_counter() - start
+            return result
+
+        setattr(owner, name, wrapper)
+
+    parts = ("search_scale", "factorize", "aimed", "search_clip", "gptq", "refine", "_plain_error", "output_error")
+    for name in parts:
+        timed(layer, name)
+    timed(layer.LayerQuantizer, "_measure")
+    timed(stream.Stream, "move_")
+    timed(refine, "fit_scales")
+    timed(refine, "descend")
+    timed(walk, "_stored")
+    timed(runner.LayerRunner, "load")
+    return seconds
+
+
+def cpu(args):
+    """Quantizing SmolLM2 beside the forward passes of the two models that it goes with, in one run on this machine."""
+    tokens = read_windows(args.windows)["calibration"][:32, :512].contiguous()
+    checkpoint = Checkpoint(args.model)
+    runner = LayerRunner(checkpoint, "cpu", 8)
+    hidden = runner.embed(tokens)
+    start = time.perf_counter()
+    for n in range(checkpoint.config.num_layers):
+        hidden = runner.run(runner.load(n), hidden)
+        runner.release(n)
+    forward = time.perf_counter() - start
+    out = args.disk / "smollm2-w4"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    start = time.perf_counter()
+    writer = ModelWriter(out, checkpoint.config.replace(torch_dtype="float16"), "llama")
+    quantize_model(checkpoint, tokens, AwqRecipe(group_size=64), writer)
+    elapsed = time.perf_counter() - start
+    shutil.rmtree(out)
+    return [{
+        "recipe": "awq-light", "model": "SmolLM2-135M", "windows": 32, "length": 512,
+        "threads": torch.get_num_threads(),
+        "forward_s": round(forward, 1), "elapsed_s": round(elapsed, 1),
+        "times_two_forwards": round(elapsed / (2 * forward), 2),
+    }]  # fmt: skip

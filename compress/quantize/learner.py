@@ -1,0 +1,78 @@
+"""Learned rounding inside the walk: what the layer got, what it should give, and how a trained layer comes back."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from compress.checkpoint.hidden import HiddenStates
+from compress.quantize.layer import QuantizedLinear
+from compress.quantize.learned import Latent, learn
+from compress.quantize.precision import repeatable
+from compress.quantize.recipe import AwqRecipe, Learned
+from compress.quantize.resources import Resources
+from compress.quantize.stream import WHOLE_LAYER, Stream, compute
+
+ON_DEVICE_BYTES = 2**31  # training windows that take less stay on the device
+
+
+class Learner:
+    """Trains each layer's codes on the inputs that the rounded model gives it."""
+
+    def __init__(
+        self, recipe: AwqRecipe, rounding: Learned, resources: Resources, rounded: Stream, floats: Stream | None
+    ) -> None:
+        self.share = recipe.feedback.share if recipe.feedback else 0.0
+        self.rounding, self.resources, self.rounded, self.floats = rounding, resources, rounded, floats
+        shape = tuple(rounded.hidden.values.shape)
+        self._start, self._wanted = resources.room(shape), resources.room(shape)
+
+    def remember_(self) -> None:
+        """Keeps the windows as the layer gets them."""
+        self.rounded.hidden.settle()
+        self._start.values.copy_(self.rounded.hidden.values)
+
+    def return_(self) -> None:
+        """Puts the windows back to where the layer begins."""
+        self.rounded.hidden.values.copy_(self._start.values)
+
+    def learn(
+        self, layer: nn.Module, original: nn.Module, linears: dict[str, QuantizedLinear], seed: int
+    ) -> tuple[dict[str, QuantizedLinear], float, float]:
+        """The linears trained, and the layer's relative output error before and after."""
+        self._want(original)
+        h, y = self._near(self._start), self._near(self._wanted)
+        latents = {
+            name: Latent.start(linear.q, _required(linear.lean), linear.grid) for name, linear in linears.items()
+        }
+        rope = self.rounded.runner.rope(h[:1].to(self.resources.device))
+        with repeatable():
+            learning = learn(layer, latents, h, y, rope, self.rounding, seed, self.resources.workers)
+        made = {
+            name: replace(linear, q=learning.linears[name][0], grid=learning.linears[name][1], lean=None)
+            for name, linear in linears.items()
+        }
+        return made, learning.start_error, learning.error
+
+    @torch.no_grad()
+    def _want(self, original: nn.Module) -> None:
+        """The float layer's output on the rounded model's inputs, moved by a share towards the float model's own."""
+        floats = None
+        if self.floats is not None:
+            self.floats.hidden.settle()
+            floats = self.floats.hidden.values
+        for at, h in self._start.batches():
+            y = compute(original, h, self.rounded.runner.rope(h), *WHOLE_LAYER)
+            if floats is not None:
+                y = torch.lerp(y.float(), floats[at].to(y.device).float(), self.share).to(y.dtype)
+            self._wanted.put_(at, y)
+        self._wanted.settle()
+
+    def _near(self, windows: HiddenStates) -> Tensor:
+        small = windows.values.nbytes < ON_DEVICE_BYTES
+        return windows.values.to(self.resources.device) if small else windows.values
+
+
+def _required(lean: Tensor | None) -> Tensor:
+    assert lean is not None, "rounding was not told to learn"
+    return lean

@@ -1,0 +1,59 @@
+"""What the machine gives the quantizer."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from compress.checkpoint.hidden import HiddenStates, unlinked_file
+from compress.quantize.precision import float32_products
+from compress.quantize.recipe import AwqRecipe, Learned
+from compress.quantize.workers import ALONE, Workers
+
+SHARE_OF_MEMORY = 0.6  # of what is free: the weights of two layers and the libraries need the rest
+
+
+def place_for_windows(
+    windows: tuple[int, ...], hidden_size: int, recipe: AwqRecipe, workers: Workers, folder: Path
+) -> Path | None:
+    """A folder on disk for the windows to wait in, or None where memory has room for them."""
+    count, length = windows
+    copies = 1 + (recipe.feedback is not None) + 2 * isinstance(recipe.rounding, Learned)
+    needed = copies * -(-count // workers.count) * length * hidden_size * 4
+    room = SHARE_OF_MEMORY * psutil.virtual_memory().available
+    return folder if needed * workers.count > room else None
+
+
+@dataclass(frozen=True)
+class Resources:
+    """The result depends on these in the order of sums at most (`device`, `batch`, `workers`), or not at all."""
+
+    device: str = "cpu"
+    batch: int = 8  # windows on the device at a time
+    prefetch: bool = True  # read the next layer's weights while one is at work
+    disk: Path | None = None  # a folder: the windows wait in a file there instead of in memory
+    workers: Workers = ALONE
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.startswith("cuda")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and activations: on a GPU what the artifact is served in."""
+        return torch.float16 if self.on_gpu else torch.float32
+
+    def room(self, shape: tuple[int, ...]) -> HiddenStates:
+        """Windows to be filled: memory that a GPU reads without a copy between, or an unlinked file."""
+        if self.disk is not None:
+            return HiddenStates(unlinked_file(shape, self.dtype, self.disk), self.device, self.batch)
+        return HiddenStates(torch.empty(shape, dtype=self.dtype, pin_memory=self.on_gpu), self.device, self.batch)
+
+    @contextmanager
+    def products(self) -> Iterator[None]:
+        """While open, float32 products run on the matrix units of a GPU."""
+        with float32_products("high" if self.on_gpu else "highest"):
+            yield

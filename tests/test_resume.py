@@ -1,0 +1,164 @@
+"""A quantization that was killed goes on where it was, to the same bytes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import CONFIG, windows, write_internlm2
+
+from compress.checkpoint.checkpoint import Checkpoint
+from compress.checkpoint.write import ModelWriter
+from compress.errors import CompressError
+from compress.quantize.journal import Journal
+from compress.quantize.recipe import AwqRecipe, Learned
+from compress.quantize.resources import Resources, place_for_windows
+from compress.quantize.walk import quantize_model
+from compress.quantize.workers import ALONE
+
+LEARNED = AwqRecipe(rounding=Learned(method="learned", steps=4, held_out=2))
+RECIPES = {"light": AwqRecipe(), "without feedback": AwqRecipe(feedback=None), "learned": LEARNED}
+MANY = CONFIG | {"num_hidden_layers": 4}
+
+
+def quantized(folder, out, recipe, layout="llama", **resources):
+    out.mkdir(exist_ok=True)
+    checkpoint = Checkpoint(folder)
+    writer = ModelWriter(out, checkpoint.config.replace(torch_dtype="float16"), layout)
+    journal = Journal(out.with_name(f"{out.name}.journal"))
+    return quantize_model(checkpoint, windows(8), recipe, writer, Resources(**resources), journal=journal)
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+class StopError(Exception):
+    """Ends a walk at a chosen place."""
+
+
+def stop_after(monkeypatch, layer):
+    finish = Journal.finish
+
+    def finish_and_stop(self, number, rows):
+        finish(self, number, rows)
+        if number == layer:
+            raise StopError
+
+    monkeypatch.setattr(Journal, "finish", finish_and_stop)
+
+
+@pytest.mark.parametrize("layout", ["llama", "internlm2"])
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_a_walk_that_ended_after_a_layer_ends_in_the_same_bytes(tmp_path, monkeypatch, recipe, layout):
+    write_internlm2(tmp_path / "m")
+    errors = quantized(tmp_path / "m", tmp_path / "whole", recipe, layout)
+    with monkeypatch.context() as patched:
+        stop_after(patched, 0)
+        with pytest.raises(StopError):
+            quantized(tmp_path / "m", tmp_path / "parts", recipe, layout)
+    assert not (tmp_path / "parts" / "config.json").exists()
+    assert quantized(tmp_path / "m", tmp_path / "parts", recipe, layout) == errors
+    assert content(tmp_path / "parts") == content(tmp_path / "whole")
+
+
+def test_a_finished_layer_is_not_written_again(tmp_path, monkeypatch):
+    write_internlm2(tmp_path / "m")
+    with monkeypatch.context() as patched:
+        stop_after(patched, 1)
+        with pytest.raises(StopError):
+            quantized(tmp_path / "m", tmp_path / "q", AwqRecipe())
+    shards = [tmp_path / "q" / f"model-{n:05d}-of-00005.safetensors" for n in (2, 3)]
+    before = [shard.stat().st_mtime_ns for shard in shards]
+    quantized(tmp_path / "m", tmp_path / "q", AwqRecipe())
+    assert [shard.stat().st_mtime_ns for shard in shards] == before
+
+
+KILLED = """
+import sys
+sys.path.insert(0, "tests")
+from pathlib import Path
+from test_resume import LEARNED, quantized
+quantized(Path(sys.argv[1]), Path(sys.argv[2]), LEARNED)
+"""
+
+
+def test_killed_again_and_again_it_ends_in_the_same_bytes(tmp_path):
+    """SIGKILL as soon as another layer is on disk, until a run comes through."""
+    write_internlm2(tmp_path / "m", MANY)
+    quantized(tmp_path / "m", tmp_path / "whole", LEARNED)
+    out, root, kills = tmp_path / "killed", Path(__file__).parents[1], 0
+    journal = tmp_path / "killed.journal"
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "m"), str(out)]
+    while True:
+        done = len(list(journal.glob("layer-*.json")))
+        run = subprocess.Popen(command, cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        while run.poll() is None and len(list(journal.glob("layer-*.json"))) == done:
+            time.sleep(0.002)
+        if run.poll() is not None:
+            break
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        kills += 1
+    assert kills >= 2  # the last layers may be on disk together
+    assert run.returncode == 0
+    assert content(out) == content(tmp_path / "whole")
+
+
+def test_a_damaged_shard_is_refused_with_its_place(tmp_path, monkeypatch):
+    write_internlm2(tmp_path / "m")
+    with monkeypatch.context() as patched:
+        stop_after(patched, 0)
+        with pytest.raises(StopError):
+            quantized(tmp_path / "m", tmp_path / "q", AwqRecipe())
+    shard = tmp_path / "q" / "model-00002-of-00005.safetensors"
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(CompressError, match=r"model-00002-of-00005\.safetensors: damaged .* run again"):
+        quantized(tmp_path / "m", tmp_path / "q", AwqRecipe())
+
+
+@pytest.mark.parametrize("resources", [{"prefetch": False}, {"disk": True}], ids=["no prefetch", "windows on disk"])
+def test_where_things_wait_does_not_change_a_byte(tmp_path, resources):
+    write_internlm2(tmp_path / "m")
+    if "disk" in resources:
+        resources = {"disk": tmp_path}
+    quantized(tmp_path / "m", tmp_path / "a", LEARNED)
+    quantized(tmp_path / "m", tmp_path / "b", LEARNED, **resources)
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+    assert not list(tmp_path.glob(".activations*"))
+
+
+def test_another_batch_size_changes_no_more_than_the_order_of_sums_does(tmp_path):
+    write_internlm2(tmp_path / "m")
+    one, other = (quantized(tmp_path / "m", tmp_path / str(n), AwqRecipe(), batch=n) for n in (8, 3))
+    assert all(a.error == pytest.approx(b.error, rel=0.02) for a, b in zip(one, other, strict=True))
+
+
+def test_windows_that_memory_cannot_hold_wait_on_disk(tmp_path):
+    assert place_for_windows((8, 32), 256, AwqRecipe(), ALONE, tmp_path) is None
+    assert place_for_windows((2**20, 2**20), 8192, AwqRecipe(), ALONE, tmp_path) == tmp_path
+
+
+def test_the_stored_layer_is_the_layer_that_the_windows_went_through(tmp_path, monkeypatch):
+    """Without this, what resumes would not be what went on."""
+    from compress.quantize import walk
+
+    write_internlm2(tmp_path / "m")
+    went, store = [], walk._stored
+
+    def remember(layer, linears, n):
+        went.append({name: p.detach().clone() for name, p in layer.named_parameters()})
+        return store(layer, linears, n)
+
+    monkeypatch.setattr(walk, "_stored", remember)
+    quantized(tmp_path / "m", tmp_path / "q", AwqRecipe())
+    from compress.checkpoint.runner import LayerRunner
+
+    runner = LayerRunner(Checkpoint(tmp_path / "q"), "cpu", 8)
+    for n, parameters in enumerate(went):
+        stored = dict(runner.load(n).named_parameters())
+        assert all(torch.equal(stored[name], parameter) for name, parameter in parameters.items())
