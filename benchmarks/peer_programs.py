@@ -4,14 +4,15 @@ A program takes a model folder and calibration windows (count, length) and retur
 linear layer of a decoder block as (q − z)·s in float32 from the codes, zeros and scales that it chose, all else (norms
 into which it folded scales, embeddings) as it left it. Nothing of a program's arithmetic is replaced: LMDeploy's loader
 of hub data sets gives way to our windows, and the loading and saving that its one function mixes with quantizing are
-not counted, so that `elapsed_s` is quantizing alone for everybody. Without a GPU, for try-outs, two places that take one
-for granted are mended; the comments there say which.
+not counted, so that `elapsed_s` is quantizing alone for everybody. Without a GPU, for try-outs, two places that take
+one for granted are mended; the comments there say which.
 
 All: 4 bits, asymmetric, group 64, `lm_head` left alone, other settings the program's defaults unless `settings` of a
 row says otherwise. LMDeploy 0.18.0, AutoRound 0.15.1, llm-compressor 0.14.0.1.
 """
 
 import importlib.metadata
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -130,7 +131,7 @@ def lmdeploy(model: Path, windows: Tensor, *, search: bool) -> Made:
     from lmdeploy.lite.apis.auto_awq import auto_awq
     from safetensors.torch import load_file
 
-    settings = {"search_scale": search, "dtype": "float16", "batch_size": 8}
+    settings = {"search_scale": search, "dtype": "float16", "batch_size": 32}
     clock = Clock()
     with tempfile.TemporaryDirectory() as out:
         with _own_parts(windows, clock), clock.running():
@@ -176,12 +177,12 @@ def _autoround_weight(layer: Any) -> Tensor:
     return exact
 
 
-def autoround(model: Path, windows: Tensor, *, iters: int) -> Made:
-    """AutoRound's rounding by signed gradients."""
+def autoround(model: Path, windows: Tensor, *, iters: int, **compiling: bool) -> Made:
+    """AutoRound's rounding by signed gradients; it compiles its steps unless told not to."""
     from auto_round import AutoRound
     from transformers import AutoTokenizer
 
-    settings = {"iters": iters, "batch_size": 8}
+    settings = {"iters": iters, "batch_size": 8, **compiling}
     loaded, clock = _load(model), Clock()
     rows = [{name: tensor[None] for name, tensor in row.items()} for row in _rows(windows)]
     with clock.running():
@@ -240,13 +241,14 @@ _PROGRAMS: dict[str, Callable[[Path, Tensor], Made]] = {
     "llmcompressor-gptq": partial(llmcompressor, modifiers=("gptq",)),
     "llmcompressor-awq-gptq": partial(llmcompressor, modifiers=("awq", "gptq")),
 }
-NAMES = [*_PROGRAMS, "autoround-N (N iterations)"]
+AUTOROUND = re.compile(r"autoround-(\d+)(-eager)?")
+NAMES = [*_PROGRAMS, "autoround-N (iterations)", "autoround-N-eager (where torch.compile cannot run)"]
 
 
 def program(name: str) -> Callable[[Path, Tensor], Made]:
     """What runs under a name."""
-    if name.startswith("autoround-"):
-        return partial(autoround, iters=int(name.removeprefix("autoround-")))
+    if match := AUTOROUND.fullmatch(name):
+        return partial(autoround, iters=int(match[1]), **({"enable_torch_compile": False} if match[2] else {}))
     if name not in _PROGRAMS:
         raise SystemExit(f"{name}: no such program; there are {', '.join(NAMES)}")
     return _PROGRAMS[name]

@@ -5,8 +5,8 @@
 
 Taken as present there: torch, transformers 5.17, accelerate, safetensors, tokenizers, huggingface_hub, numpy, pandas,
 pyarrow, fsspec, aiohttp, xxhash, pillow, psutil, PyYAML, requests, tqdm, rich, py-cpuinfo, nvidia-ml-py. All peers
-take transformers 5.17.0, so one folder serves all. LMDeploy's wheel is 107 MB, nearly all of it an engine that `auto_awq`
-never loads: only its Python files are kept, unchanged. No stand-in for any module is made.
+take transformers 5.17.0, so one folder serves all. LMDeploy's wheel is 107 MB, nearly all of it an engine that
+`auto_awq` never loads: only its Python files are kept, unchanged. No stand-in for any module is made.
 """
 
 import argparse

@@ -5,15 +5,15 @@
 
 OUT/NAME/ then holds `model.safetensors` (float16, stock Llama names; what was 4 bits is (q − z)·s) and `config.json`,
 so that one evaluator scores every recipe the same way, and OUT/NAME.json the row: seconds of quantizing alone, peak GPU
-memory, device, versions, settings, or the reason why there are no weights. A program that fails, or outlasts
-`--timeout-s`, has a row too. Runs without pydantic, datasets or this package; `peer_wheels.py` fetches what it needs.
+memory, device, versions, settings, or the reason why there are no weights. OUT/peers.json holds all rows, those of
+earlier calls too. A program that fails, or outlasts `--timeout-s`, has a row as well. Runs without pydantic, datasets
+or this package; `peer_wheels.py` fetches what the programs need.
 """
 
 import argparse
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -90,15 +90,13 @@ def work(name: str, args: argparse.Namespace) -> None:
 
 def ran(command: list[str], log: Path, timeout_s: float) -> str:
     """Runs a command with its output in a file; the reason why it failed, or nothing."""
+    environment = {**os.environ, **OFFLINE}
     with log.open("w") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **OFFLINE}, start_new_session=True
-        )
         try:
-            status = process.wait(timeout_s)
+            status = subprocess.run(
+                command, stdout=output, stderr=subprocess.STDOUT, env=environment, timeout=timeout_s, check=False
+            ).returncode
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # and what it started
-            process.wait()
             return f"not done after {timeout_s:.0f} s"
     lines = [line for line in log.read_text("utf8", "replace").splitlines() if line.strip()]
     return f"exit status {status}: {lines[-1] if lines else 'no output'}" if status else ""
@@ -113,11 +111,18 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, __file__, *given, "--in-this-process", name]
     if reason := ran(command, args.out / f"{name}.log", args.timeout_s):
         save({"recipe": name, "elapsed_s": None, "device": device_name(), "error": reason}, args.out)
+    gather(args.out)
     return json.loads((args.out / f"{name}.json").read_text("utf8"))
 
 
+def gather(out: Path) -> None:
+    """All rows there are, of this call and of those before it, as OUT/peers.json."""
+    rows = [json.loads(file.read_text("utf8")) for file in sorted(out.glob("*.json")) if file.name != "peers.json"]
+    (out / "peers.json").write_text(json.dumps(rows, indent=2) + "\n", "utf8")
+
+
 def main() -> None:
-    """Runs the programs one after the other; the exit status is 0 when all have a row, with weights or without."""
+    """Runs the programs one after the other; a name that is none stops it before the first."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--model", type=Path, required=True, help="a Llama folder, one safetensors file")
@@ -130,6 +135,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.in_this_process:
         return work(args.names[0], args)
+    for name in args.names:
+        program(name)
     for name in args.names:
         start = time.monotonic()
         said = run(name, args)
