@@ -7,8 +7,7 @@ of hub data sets gives way to our windows, and the loading and saving that its o
 not counted, so that `elapsed_s` is quantizing alone for everybody. Without a GPU, for try-outs, two places that take
 one for granted are mended; the comments there say which.
 
-All: 4 bits, asymmetric, group 64, `lm_head` left alone, other settings the program's defaults unless `settings` of a
-row says otherwise. LMDeploy 0.18.0, AutoRound 0.15.1, llm-compressor 0.14.0.1.
+All: 4 bits, asymmetric, group 64, `lm_head` left alone, the program's defaults unless a row's `settings` say otherwise.
 """
 
 import importlib.metadata
@@ -17,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,13 +60,12 @@ class Made:
     weights: Weights
     elapsed_s: float
     settings: dict[str, Any]
-    packages: list[str] = field(default_factory=list)
+    packages: list[str]
 
     @property
     def versions(self) -> dict[str, str]:
         """Of the libraries that decide the result."""
-        names = ["torch", "transformers", *self.packages]
-        return {name: importlib.metadata.version(name) for name in names}
+        return {name: importlib.metadata.version(name) for name in ["torch", "transformers", *self.packages]}
 
 
 def _now() -> float:
@@ -83,9 +81,8 @@ def device() -> str:
 
 def dequantized(codes: Tensor, zeros: Tensor, scales: Tensor) -> Tensor:
     """(q − z)·s in float32; codes are (out, in), zeros and scales (out, groups)."""
-    out_features, num_groups = scales.shape
-    grouped = codes.float().view(out_features, num_groups, -1)
-    return ((grouped - zeros.float()[..., None]) * scales.float()[..., None]).view(out_features, -1)
+    grouped = codes.float().view(*scales.shape, -1)
+    return ((grouped - zeros.float()[..., None]) * scales.float()[..., None]).flatten(1)
 
 
 # --- LMDeploy
@@ -131,8 +128,7 @@ def lmdeploy(model: Path, windows: Tensor, *, search: bool) -> Made:
     from lmdeploy.lite.apis.auto_awq import auto_awq
     from safetensors.torch import load_file
 
-    settings = {"search_scale": search, "dtype": "float16", "batch_size": 32}
-    clock = Clock()
+    settings, clock = {"search_scale": search, "dtype": "float16", "batch_size": 32}, Clock()
     with tempfile.TemporaryDirectory() as out:
         with _own_parts(windows, clock), clock.running():
             auto_awq(
@@ -236,7 +232,7 @@ def llmcompressor(model: Path, windows: Tensor, *, modifiers: tuple[str, ...]) -
 _PROGRAMS: dict[str, Callable[[Path, Tensor], Made]] = {
     "lmdeploy": partial(lmdeploy, search=False),
     "lmdeploy-search": partial(lmdeploy, search=True),
-    "llmcompressor-rtn": partial(llmcompressor, modifiers=()),  # should be our own `rtn`: a check of what is read back
+    "llmcompressor-rtn": partial(llmcompressor, modifiers=()),  # near our own `rtn`: a check
     "llmcompressor-awq": partial(llmcompressor, modifiers=("awq",)),
     "llmcompressor-gptq": partial(llmcompressor, modifiers=("gptq",)),
     "llmcompressor-awq-gptq": partial(llmcompressor, modifiers=("awq", "gptq")),
