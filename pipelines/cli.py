@@ -42,10 +42,13 @@ def compare(
     as_json: AsJson = False, md: Annotated[bool, typer.Option("--md", help="print a Markdown table")] = False
 ) -> None:
     """Print the table of all variants: size, perplexity, divergence from the base."""
-    from pipelines.summary import markdown, read_rows, table  # noqa: PLC0415 - the other commands need no table
+    from pipelines.overlap import warnings  # noqa: PLC0415 - the other commands need no table
+    from pipelines.summary import markdown, read_rows, table  # noqa: PLC0415
 
     root = repository_root()
     rows = read_rows(load(root), root / "reports")
+    for line in warnings(root / "reports" / "overlap.json"):
+        print(f"turbopress: {line}", file=sys.stderr)
     if as_json:
         _print_json(rows)
     elif md:
