@@ -131,6 +131,31 @@ def chat(
         _print_json({"model": str(folder), "prompt": prompt, "text": text})
 
 
+@app.command()
+def explain(
+    model: Annotated[str, typer.Argument(help="a quantized variant of params.yaml, or a folder")],
+    parent_model: Annotated[
+        str | None, typer.Option("--parent", help="what it was quantized from; params.yaml says it of a variant")
+    ] = None,
+    on: Annotated[
+        str, typer.Option(help="the text to measure on: evaluation, calibration or distillation")
+    ] = "evaluation",
+    windows: Annotated[int, typer.Option(min=1, help="how many windows of it, taken from all over")] = 16,
+    layers: Annotated[
+        str,
+        typer.Option(
+            help="measured alone as well: worst:N, all, or 3,7; each costs one more run of the layers behind it"
+        ),
+    ] = "worst:8",
+    as_json: AsJson = False,
+) -> None:
+    """Say which layers of a quantized model lose how much, why, and what to try."""
+    from pipelines.explain import run  # noqa: PLC0415 - torch is slow to import
+
+    folder, base = _folder(model), None if parent_model is None else _folder(parent_model)
+    run(folder, base, on, windows, layers, as_json=as_json)
+
+
 def _folder(model: str) -> Path:
     """The folder that a variant's key, a path or a registered version means."""
     if "@" in model:

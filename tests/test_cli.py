@@ -231,5 +231,5 @@ def test_help_needs_no_repository_and_names_every_command(tmp_path):
     command = [sys.executable, "-m", "pipelines.cli", "--help"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
     made = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert all(name in made.stdout for name in ("check", "compare", "verify", "export", "convert", "chat"))
+    assert all(name in made.stdout for name in ("check", "compare", "verify", "export", "convert", "chat", "explain"))
     assert CliRunner().invoke(cli.app, ["chat", "--help"]).exit_code == 0
