@@ -29,10 +29,10 @@ PLAIN = AwqRecipe(scale=None, clip=None, feedback=None, rounding=Nearest(method=
 TEXT = Windows(windows(6, seed=3).numpy().astype(np.int32), ["a", "a", "b", "b", "b", "b"])
 
 
-def quantized(parent, out, recipe):
+def quantized(parent, out, recipe, layout="llama"):
     out.mkdir()
     checkpoint = Checkpoint(parent)
-    writer = ModelWriter(out, checkpoint.config.replace(torch_dtype="float16"), "llama")
+    writer = ModelWriter(out, checkpoint.config.replace(torch_dtype="float16"), layout)
     quantize_model(checkpoint, windows(8), recipe, writer)
     return out
 
@@ -163,6 +163,33 @@ def test_only_positions_that_count_count(made):
     assert found.kl_nats == pytest.approx(expected.means()["kl_nats"], rel=1e-3)
 
 
+def test_either_layout_is_explained_alike(made, measured, tmp_path):
+    fused = quantized(made / "parent", tmp_path / "fused", PLAIN, "internlm2")
+    assert explain(Checkpoint(made / "parent"), Checkpoint(fused), TEXT, "all") == measured["plain"]
+
+
+def test_layers_that_stayed_in_16_bits_lost_nothing_and_have_no_grid(made, tmp_path):
+    """As engines write it: some linears packed, others float."""
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    packed, floats = Checkpoint(made / "plain"), Checkpoint(made / "parent")
+    writer = ModelWriter(mixed, packed.config, "llama")
+    for n in range(3):
+        source = floats if n == 1 else packed
+        writer.layer(n, {name: to_half(t) for name, t in source.tensors(source.layer_names(n)).items()})
+    writer.outer(packed.tensors(packed.outer_names()))
+    writer.close({**packed.quantization, "modules_to_not_convert": ["model.layers.1"]})
+    found = explain(floats, Checkpoint(mixed), TEXT, "all")
+    kept = [x for x in found.linears if x.layer == 1]
+    assert all(x.error < 1e-5 and x.plain_error is None and x.outside is None for x in kept)
+    assert found.layers[1].kl_nats < 1e-3 * found.layers[0].kl_nats
+    assert all(x.plain_error for x in found.linears if x.layer != 1)
+
+
+def to_half(tensor):
+    return tensor.half() if tensor.is_floating_point() else tensor
+
+
 @pytest.mark.parametrize(("said", "count"), [("worst:1", 1), ("worst:2", 2), ("worst:0", 0), ("worst:9", 3)])
 def test_the_worst_layers_are_those_of_greatest_error_and_measured_as_all_are(made, measured, said, count):
     found = explain(Checkpoint(made / "parent"), Checkpoint(made / "plain"), TEXT, said)
@@ -253,7 +280,7 @@ def test_a_stored_nan_is_refused_with_its_tensor(made, tmp_path):
 
 
 def test_what_lies_outside_of_a_grid_is_counted():
-    W = torch.linspace(-1, 1, 128)[None].repeat(8, 1)
+    W = torch.linspace(-1, 0.9, 128)[None].repeat(8, 1)
     codes = torch.zeros(8, 128, dtype=torch.uint8)
     full, half = (fit_grid(W, 4, 128, torch.full((8, 1), shrink)) for shrink in (1.0, 0.5))
     whole, shrunk = (clipped(W, grid_range(pack_linear(codes, grid), W, Scheme(4, 128))) for grid in (full, half))

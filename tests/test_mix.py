@@ -10,7 +10,9 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from compress.corpus import CorpusRecipe, Windows, make_windows, overlap, read_documents
 from compress.corpus.cut import divided
+from compress.corpus.windows import save_windows
 from compress.errors import CompressError
+from pipelines import overlap as stage
 
 
 @pytest.fixture
@@ -136,3 +138,21 @@ def test_a_run_of_which_not_all_counts_is_no_overlap():
 
 def test_windows_shorter_than_a_run_share_none():
     assert overlap(Windows(numbered(0, length=8), ["x"]), Windows(numbered(0, length=8), ["x"])).share == 0
+
+
+def test_the_stage_warns_of_each_text_in_a_line_and_keeps_the_numbers(tmp_path, capsys):
+    texts = {"evaluation": numbered(0, 100, 200, 300), "calibration": numbered(305, 900), "distillation": numbered(500)}
+    for name, tokens in texts.items():
+        (tmp_path / name).mkdir()
+        save_windows(Windows(tokens, ["law", "law", "code", "code"][: len(tokens)]), tmp_path / name)
+    stage.main(tmp_path, tmp_path / "overlap.json")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        "turbopress: warning: data.calibration: 25.0 % of the evaluation windows share a run of 13 tokens with it "
+        "(21.1 % of the tokens, most in code), so their losses may look too small; take other text for one of the two"
+    )
+    found = json.loads((tmp_path / "overlap.json").read_text())
+    assert found["calibration"]["windows"] == [3]
+    assert found["distillation"]["share"] == 0
+    assert list(stage.warnings(tmp_path / "overlap.json")) == [line.removeprefix("turbopress: ")]
+    assert list(stage.warnings(tmp_path / "not-run-yet.json")) == []
