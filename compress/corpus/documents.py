@@ -45,7 +45,8 @@ def read_documents(recipe: CorpusRecipe, root: Path, template: ChatTemplate | No
 def _document(
     row: Row, place: str, number: int, part: Part, recipe: CorpusRecipe, template: ChatTemplate | None
 ) -> Document:
-    domain = str(row.get("domain") or (Path(part.source).stem if recipe.is_mix else DEFAULT_DOMAIN))
+    named, unnamed = row.get("domain"), Path(part.source).stem if recipe.is_mix else DEFAULT_DOMAIN
+    domain = unnamed if named is None else str(named)
     messages, text = row.get("messages"), row.get("text")
     if messages is not None:
         if template is None:
