@@ -16,12 +16,13 @@ def main(key: str, model: Path, out: Path) -> None:
     root = repository_root()
     recipe = getattr(load(root).data, key)
     documents = read_documents(recipe, root, ChatTemplate.read(model))
-    windows = make_windows(documents, _read(model / "tokenizer.json"), recipe)
+    windows = make_windows(documents, read_tokenizer(model / "tokenizer.json"), recipe)
     with fresh_folder(out) as folder:
         save_windows(windows, folder)
 
 
-def _read(tokenizer: Path) -> Tokenizer:
+def read_tokenizer(tokenizer: Path) -> Tokenizer:
+    """The tokenizer that a model folder's tokenizer.json describes."""
     try:
         return Tokenizer.from_file(str(tokenizer))
     except Exception as error:  # the library raises nothing narrower

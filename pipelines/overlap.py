@@ -11,21 +11,29 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from compress.corpus import load_windows, overlap
 from compress.corpus.overlap import RUN
+from pipelines.corpus import read_tokenizer
 from pipelines.stage import fresh_file, run
 
 SEEN = ("calibration", "distillation")
 
 
-def main(data: Path, out: Path) -> None:
+def main(data: Path, tokenizer: Path, out: Path) -> None:
     """Writes to OUT which of DATA's evaluation windows hold a run of tokens that the windows of SEEN hold."""
-    evaluation = load_windows(data / "evaluation")
-    values = {name: asdict(overlap(load_windows(data / name), evaluation)) for name in SEEN}
+    evaluation, marks = load_windows(data / "evaluation"), special_tokens(read_tokenizer(tokenizer))
+    values = {name: asdict(overlap(load_windows(data / name), evaluation, marks)) for name in SEEN}
     with fresh_file(out) as file:
         file.write_text(json.dumps({"run_tokens": RUN, **values}, indent=2) + "\n", "utf8")
     for line in warnings(out):
         print(f"turbopress: {line}", file=sys.stderr)
+
+
+def special_tokens(tokenizer: Tokenizer) -> frozenset[int]:
+    """The ids that mark text and are none."""
+    return frozenset(n for n, token in tokenizer.get_added_tokens_decoder().items() if token.special)
 
 
 def warnings(path: Path) -> Iterator[str]:

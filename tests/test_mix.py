@@ -1,6 +1,7 @@
 """A mix divides its windows by weight, exactly, and tells which part is too short."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,11 +9,14 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
+from compress.checkpoint.tokenizer import write_tokenizer
 from compress.corpus import CorpusRecipe, Windows, make_windows, overlap, read_documents
 from compress.corpus.cut import divided
 from compress.corpus.windows import save_windows
 from compress.errors import CompressError
 from pipelines import overlap as stage
+
+BASE = Path(__file__).parents[1] / "examples" / "demo" / "base"
 
 
 @pytest.fixture
@@ -136,16 +140,31 @@ def test_a_run_of_which_not_all_counts_is_no_overlap():
     assert overlap(seen, Windows(evaluation, ["a", "a"], counts)).windows == []
 
 
+def test_marks_between_messages_are_no_text_that_is_shared():
+    """Two conversations that begin alike share the markup and a few words, which is no run of text."""
+    seen, evaluation = numbered(0), numbered(1000)
+    evaluation[0, 3:19] = seen[0, 3:19]
+    windows = Windows(seen, ["x"]), Windows(evaluation, ["a"])
+    assert overlap(*windows).windows == [0]
+    assert overlap(*windows, marks=frozenset({9, 17})).windows == []
+    assert overlap(*windows, marks=frozenset({4})).windows == [0]  # fourteen words behind it are one
+
+
 def test_windows_shorter_than_a_run_share_none():
     assert overlap(Windows(numbered(0, length=8), ["x"]), Windows(numbered(0, length=8), ["x"])).share == 0
 
 
 def test_the_stage_warns_of_each_text_in_a_line_and_keeps_the_numbers(tmp_path, capsys):
-    texts = {"evaluation": numbered(0, 100, 200, 300), "calibration": numbered(305, 900), "distillation": numbered(500)}
+    texts = {
+        "evaluation": numbered(50, 100, 200, 300),
+        "calibration": numbered(305, 900),
+        "distillation": numbered(500),
+    }
     for name, tokens in texts.items():
         (tmp_path / name).mkdir()
         save_windows(Windows(tokens, ["law", "law", "code", "code"][: len(tokens)]), tmp_path / name)
-    stage.main(tmp_path, tmp_path / "overlap.json")
+    write_tokenizer(BASE, tmp_path)
+    stage.main(tmp_path, tmp_path / "tokenizer.json", tmp_path / "overlap.json")
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
         "turbopress: warning: data.calibration: 25.0 % of the evaluation windows share a run of 13 tokens with it "

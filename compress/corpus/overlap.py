@@ -1,7 +1,8 @@
 """How much of an evaluation text was seen in calibration or training: runs of tokens that both hold.
 
 A model that was fitted to the text it is measured on looks better than it is. A run of 13 tokens is long enough that
-two texts rarely share it by chance, and short enough that a changed sentence does not hide a copied page.
+two texts rarely share it by chance, and short enough that a changed sentence does not hide a copied page. Marks between
+documents and messages are no text: conversations that begin alike have these in common before anybody has spoken.
 """
 
 # h (windows, runs) a number for each run of `size` tokens: Σ tokens · odd powers, modulo 2⁶⁴
@@ -27,10 +28,13 @@ class Overlap:
     windows: list[int]
 
 
-def overlap(seen: Windows, evaluation: Windows, size: int = RUN) -> Overlap:
-    """Which evaluation windows hold a run of `size` tokens that `seen` holds; where not all count, only those do."""
-    known = np.unique(_runs(seen, size)[0])
-    numbers, counted = _runs(evaluation, size)
+def overlap(seen: Windows, evaluation: Windows, marks: frozenset[int] = frozenset(), size: int = RUN) -> Overlap:
+    """Which evaluation windows hold a run of `size` tokens that `seen` holds.
+
+    A run has none of the `marks` in it, and of evaluation windows in which not all counts, only what counts.
+    """
+    known = np.unique(_runs(seen, marks, size)[0])
+    numbers, counted = _runs(evaluation, marks, size)
     runs = np.isin(numbers, known) & counted
     hit, covered = runs.any(1), np.zeros(evaluation.tokens.shape, bool)
     for at in range(size):
@@ -40,13 +44,14 @@ def overlap(seen: Windows, evaluation: Windows, size: int = RUN) -> Overlap:
     return Overlap(float(hit.mean()), float(covered.mean()), by_domain, [int(n) for n in np.flatnonzero(hit)])
 
 
-def _runs(windows: Windows, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """A number for each run of each window, and whether all its tokens count."""
+def _runs(windows: Windows, marks: frozenset[int], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """A number for each run of each window, and whether all its tokens are text that counts."""
+    is_text = ~np.isin(windows.tokens, sorted(marks)) & (True if windows.mask is None else windows.mask)
     count, length = windows.tokens.shape
     numbers = np.zeros((count, max(length - size + 1, 0)), np.uint64)
     counted = np.ones(numbers.shape, bool)
     for at in range(size):
         here = slice(at, at + numbers.shape[1])
         numbers = numbers * _FACTOR + windows.tokens[:, here].astype(np.uint64) + np.uint64(1)
-        counted &= True if windows.mask is None else windows.mask[:, here]
+        counted &= is_text[:, here]
     return numbers, counted
