@@ -51,7 +51,7 @@ def test_an_even_loss_is_blamed_on_the_rounding_and_on_no_layer():
 
 def test_a_layer_above_the_rest_is_named_with_gain_and_cost():
     text = told(changed(even(), "layers", 4, kl_nats=0.03))
-    assert "A few places make most of it. Alone: layer 4 38 % of the loss (an even share is 10 %)." in text
+    assert "Some layers stand out. Alone: layer 4 38 % of the loss (an even share is 10 %)." in text
     assert "keep layer 4 in 16 bits (`modules_to_not_convert`): about 0.0300 nats less for 1.0 MB more (+10 %)" in text
     assert "No layer stands out" not in text
 
@@ -76,6 +76,26 @@ def test_rounding_that_gained_nothing_is_said():
     assert "`quantize.awq-w4.rounding: {method: gptq}`" in told(nothing, plain)
     assert "`rounding: {method: gptq}`" in told(nothing, replace(ABOUT, recipe=None))  # another's artifact
     assert "scales and clips helped" in told(even(), plain)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        (
+            RECIPE | {"feedback": {"share": 0.6}},
+            "Feedback means to: they make good what the layers before them did.",
+        ),
+        (RECIPE, "They were fitted to inputs unlike those of this text. -> calibrate on more text"),
+        (None, "or their calibration misled them. -> None"),
+    ],
+)
+def test_linears_that_lost_more_than_plain_rounding_are_counted(recipe, expected):
+    measured, about = changed(even(), "linears", 7, error=0.02), replace(ABOUT, recipe=recipe)
+    assert "In 1 of 40 linears the error is above plain rounding's, most in layers.1.mlp.down_proj (200 %)." in told(
+        measured, about
+    )
+    assert expected in told(measured, about)
+    assert "above plain" not in told(even(), about)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +157,9 @@ def test_a_variant_without_numbers_still_gets_its_findings():
 
 def test_embeddings_and_massive_activations_are_told_when_they_matter():
     assert "Embeddings, last norm and head alone make 50 % of the loss." in told(replace(even(), outer_kl_nats=0.04))
-    text = told(changed(even(), "layers", 2, massive=900.0))
+    massive = changed(even(), "layers", 2, massive=900.0)
+    assert "in 16 bits (`modules_to_not_convert`): its layer" not in told(massive)
+    text = told(changed(massive, "layers", 2, kl_nats=0.03))
     assert "Behind layer 2, channel 3 of the residual stream reaches 900 times the median, at position 0" in text
     assert "keep layers.2.mlp.down_proj in 16 bits" in text
     assert "Embeddings" not in told(even())

@@ -16,6 +16,7 @@ RULES: Sequence[Callable[[Explanation, About], Iterator[Finding]]] = (
     rules_linears.method,
     rules_model.layers,
     rules_linears.single_linears,
+    rules_linears.above_plain,
     rules_model.domains,
     rules_linears.outliers,
     rules_linears.clipping,

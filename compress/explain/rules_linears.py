@@ -7,6 +7,7 @@ from compress.explain.finding import NEAR_LOSSLESS, About, Finding
 from compress.explain.measured import Explanation, Linear
 
 NO_BETTER = 0.97  # of plain rounding's error
+ABOVE = 1.1  # of plain rounding's error
 UNLIKE = 4.0  # times the median of the linears of this name
 OUTLIER = 10.0  # a channel's mean magnitude over the median channel's
 HARD = 0.05  # of a linear's weights outside their grids
@@ -31,9 +32,28 @@ def method(measured: Explanation, about: About) -> Iterator[Finding]:
             "the calibration worked",
             "learned rounding, more calibration windows, or 8 bits if memory allows",
         )
-    if about.said("feedback"):
-        seen += ". Part of the rest is meant: with feedback, a linear makes good what the layers before it did"
     yield Finding(f"The linears' output errors are {100 * middle:.0f} % of plain rounding's (median): {seen}.", remedy)
+
+
+def above_plain(measured: Explanation, about: About) -> Iterator[Finding]:
+    """Linears whose error on this text is greater than if nothing had been searched."""
+    above = {x: x.error / x.plain_error for x in measured.linears if x.plain_error and x.error > ABOVE * x.plain_error}
+    if not above or (measured.kl_nats or 1) < NEAR_LOSSLESS:
+        return
+    worst = max(above, key=lambda x: above[x])
+    seen = (
+        f"In {len(above)} of {len(measured.linears)} linears the error is above plain rounding's, most in "
+        f"{worst.place} ({100 * above[worst]:.0f} %)."
+    )
+    if about.said("feedback"):
+        yield Finding(f"{seen} Feedback means to: they make good what the layers before them did.")
+    elif about.recipe is None:
+        yield Finding(f"{seen} Either they make good what those before them did, or their calibration misled them.")
+    else:
+        yield Finding(
+            f"{seen} They were fitted to inputs unlike those of this text.",
+            "calibrate on more text, and on text like this (`data.calibration`)",
+        )
 
 
 def single_linears(measured: Explanation, about: About) -> Iterator[Finding]:

@@ -53,7 +53,7 @@ def layers(measured: Explanation, about: About) -> Iterator[Finding]:
     told = ", ".join(f"layer {x.layer} {100 * _share(measured, x):.0f} %" for x in (out or ranked[:3])[:8])
     if out:
         yield Finding(
-            f"A few places make most of it. Alone: {told} of the loss (an even share is {100 * even:.0f} %).",
+            f"Some layers stand out. Alone: {told} of the loss (an even share is {100 * even:.0f} %).",
             _kept(about, out[:8]),
         )
     else:
@@ -117,11 +117,12 @@ def massive(measured: Explanation, about: About) -> Iterator[Finding]:
     first = next((layer for layer in measured.layers if layer.massive > MASSIVE), None)
     if first is not None:
         writer = f"layers.{first.layer}.mlp.down_proj"
+        is_bad = _share(measured, first) > STANDS_OUT / len(measured.layers)
         yield Finding(
             f"Behind layer {first.layer}, channel {first.channel} of the residual stream reaches {first.massive:,.0f} "
             f"times the median, at position {first.position} of a window. Large models have such activations, and "
             f"attention rests on them: an error in {writer}, which writes them, reaches all later layers.",
-            f"keep {writer} in 16 bits if layer {first.layer} is among the worst above",
+            f"keep {writer} in 16 bits (`modules_to_not_convert`): its layer is among the worst" if is_bad else None,
         )
 
 
