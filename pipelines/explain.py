@@ -77,7 +77,7 @@ def _windows(root: Path, text: str, count: int) -> Windows:
     whole = load_windows(root / "data" / text)
     chosen = np.linspace(0, len(whole.tokens), min(count, len(whole.tokens)), endpoint=False).astype(int)
     mask = None if whole.mask is None else whole.mask[chosen]
-    return Windows(whole.tokens[chosen], [whole.domains[n] for n in chosen], mask)
+    return Windows(whole.tokens[chosen], [whole.domains[n] for n in chosen], mask=mask)
 
 
 def _cost(parent: Checkpoint, windows: Windows, layers: str) -> str:

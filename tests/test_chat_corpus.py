@@ -136,6 +136,7 @@ def test_a_saved_mask_comes_back_and_is_part_of_the_digest(tmp_path, windows):
     save_windows(windows, tmp_path)
     back = load_windows(tmp_path)
     assert np.array_equal(back.mask, windows.mask)
+    assert np.array_equal(back.documents, windows.documents)
     assert back.digest == windows.digest != replace(windows, mask=None).digest
     assert json.loads((tmp_path / "corpus.json").read_text())["counted_tokens"] == windows.mask.sum()
     changed = windows.mask.copy()

@@ -20,7 +20,7 @@ from compress.explain.fold import folds
 from compress.explain.streams import Chosen
 from compress.explain.walk import explain
 from compress.quantize.grid import fit_grid
-from compress.quantize.packing import pack_linear
+from compress.quantize.packing import pack_linear, unpack_linear
 from compress.quantize.recipe import AwqRecipe, Nearest
 from compress.quantize.sites import LINEARS, SITES
 from compress.quantize.walk import quantize_model
@@ -279,11 +279,18 @@ def test_a_stored_nan_is_refused_with_its_tensor(made, tmp_path):
 # --- clipping and schemes
 
 
+AWQ = Scheme(4, 128, "awq")
+
+
+def groups(**weights):
+    return {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": weights}}}
+
+
 def test_what_lies_outside_of_a_grid_is_counted():
     W = torch.linspace(-1, 0.9, 128)[None].repeat(8, 1)
     codes = torch.zeros(8, 128, dtype=torch.uint8)
     full, half = (fit_grid(W, 4, 128, torch.full((8, 1), shrink)) for shrink in (1.0, 0.5))
-    whole, shrunk = (clipped(W, grid_range(pack_linear(codes, grid), W, Scheme(4, 128))) for grid in (full, half))
+    whole, shrunk = (clipped(W, grid_range(pack_linear(codes, grid), W, AWQ)) for grid in (full, half))
     assert whole == (0.0, pytest.approx(0.0, abs=1e-3))
     s, z = half.scales[0, 0], half.zeros[0, 0]
     outside = ((15.5 - z) * s < W) | ((-0.5 - z) * s > W)
@@ -293,7 +300,7 @@ def test_what_lies_outside_of_a_grid_is_counted():
 
 def test_formats_without_zeros_span_what_they_store():
     V = torch.tensor([[-1.0, 0.5, 0.25, 2.0]])
-    found = grid_range({}, V, Scheme(4, 2))
+    found = grid_range({}, V, Scheme(4, 2, "gptq"))
     assert found.low.tolist() == [[-1.0, 0.0]]
     assert found.high.tolist() == [[0.5, 2.0]]
     assert clipped(torch.tensor([[-1.0, 0.5, 0.25, 4.0]]), found)[0] == 0.25
@@ -303,15 +310,29 @@ def test_formats_without_zeros_span_what_they_store():
     ("quantization", "expected"),
     [
         (None, None),
-        ({"quant_method": "awq", "bits": 4, "group_size": 128}, Scheme(4, 128)),
-        ({"config_groups": {"g": {"weights": {"num_bits": 4, "group_size": 32, "type": "int"}}}}, Scheme(4, 32)),
-        ({"config_groups": {"g": {"weights": {"num_bits": 8, "group_size": None, "type": "float"}}}}, None),
+        ({"quant_method": "awq", "bits": 4, "group_size": 128}, AWQ),
+        (groups(num_bits=4, group_size=32, type="int"), Scheme(4, 32, "compressed-tensors")),
+        (groups(num_bits=8, group_size=None, type="float"), None),
         ({"quant_method": "fp8", "weight_block_size": [128, 128]}, None),
         ({"bits": 4, "group_size": -1}, None),
     ],
 )
 def test_a_scheme_is_read_in_either_spelling(quantization, expected):
     assert scheme_of(quantization) == expected
+
+
+def test_a_variant_s_clipping_is_measured_on_its_stored_grids(made, measured):
+    parent, variant = (Checkpoint(made / name) for name in ("parent", "awq"))
+    (old, new), config = layers_of(made, "awq")
+    for linear in (found for found in measured["awq"].linears if found.layer == 1):
+        at = f"model.layers.1.{linear.name}"
+        stored = {part: variant.tensor(f"{at}.{part}") for part in ("qweight", "qzeros", "scales")}
+        grid = unpack_linear(stored)[1]
+        W = folds(old, new, config)[linear.name].done(parent.tensor(f"{at}.weight")).unflatten(1, (-1, 128))
+        s, z = grid.scales[..., None], grid.zeros[..., None]
+        outside = ((W / s + z) > 15.5) | ((W / s + z) < -0.5)
+        assert linear.outside == pytest.approx(outside.float().mean().item(), abs=1e-4)
+        assert linear.given_up > 0.02
 
 
 def test_ranges_of_a_plain_variant_clip_next_to_nothing(measured):

@@ -81,6 +81,16 @@ def test_a_mix_is_the_same_for_the_same_seed_and_another_for_another(texts, toke
     assert first.digest == again.digest != other.digest
 
 
+def test_each_token_knows_its_document(texts, tokenizer):
+    rows = [{"text": " ".join(str(100 * n + k) for k in range(40)), "domain": "ab"[n % 2]} for n in range(5)]
+    (texts / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    parts = [{"source": "code.txt"}, {"source": "many.jsonl"}]
+    windows = windows_of(CorpusRecipe.model_validate({"source": parts, "windows": 16, "length": 16}), texts, tokenizer)
+    expected = np.where(windows.tokens >= 1000, 0, windows.tokens // 100 + 1)
+    assert np.array_equal(windows.documents, expected)
+    assert set(windows.documents.flatten()) == set(range(6))
+
+
 def test_a_mix_of_one_is_that_source(texts, tokenizer):
     alone = CorpusRecipe(source="law.txt", windows=20, length=16)
     assert windows_of(mix(law=5), texts, tokenizer).digest == windows_of(alone, texts, tokenizer).digest
@@ -137,7 +147,7 @@ def test_a_run_of_which_not_all_counts_is_no_overlap():
     counts = np.ones(evaluation.shape, bool)
     counts[0, ::12] = False
     assert overlap(seen, Windows(evaluation, ["a", "a"])).windows == [0]
-    assert overlap(seen, Windows(evaluation, ["a", "a"], counts)).windows == []
+    assert overlap(seen, Windows(evaluation, ["a", "a"], mask=counts)).windows == []
 
 
 def test_marks_between_messages_are_no_text_that_is_shared():

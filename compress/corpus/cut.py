@@ -7,7 +7,7 @@ by seed. No window mixes domains, or parts of a mix.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -19,10 +19,15 @@ from compress.corpus.recipe import CorpusRecipe
 from compress.corpus.windows import Windows
 from compress.errors import CompressError
 
+Numbered = Mapping[int, Document]
+
 
 @dataclass(frozen=True)
 class _Window:
+    """Tokens with the document that each is from and whether it counts."""
+
     tokens: np.ndarray
+    documents: np.ndarray
     counts: np.ndarray
     domain: str
 
@@ -33,11 +38,12 @@ def make_windows(documents: list[Document], tokenizer: Tokenizer, recipe: Corpus
     chosen = [
         window
         for number, share in enumerate(shares)
-        for window in _drawn([d for d in documents if d.part == number], tokenizer, recipe, number, share)
+        for window in _drawn(
+            {n: d for n, d in enumerate(documents) if d.part == number}, tokenizer, recipe, number, share
+        )
     ]
-    mask = np.stack([window.counts for window in chosen])
-    tokens = np.stack([window.tokens for window in chosen])
-    return Windows(tokens, [window.domain for window in chosen], None if mask.all() else mask)
+    tokens, owners, mask = (np.stack([getattr(w, name) for w in chosen]) for name in ("tokens", "documents", "counts"))
+    return Windows(tokens, [window.domain for window in chosen], owners, None if mask.all() else mask)
 
 
 def divided(total: int, weights: Sequence[float]) -> list[int]:
@@ -51,9 +57,7 @@ def divided(total: int, weights: Sequence[float]) -> list[int]:
     return whole
 
 
-def _drawn(
-    documents: list[Document], tokenizer: Tokenizer, recipe: CorpusRecipe, number: int, share: int
-) -> list[_Window]:
+def _drawn(documents: Numbered, tokenizer: Tokenizer, recipe: CorpusRecipe, number: int, share: int) -> list[_Window]:
     part = recipe.parts[number]
     if not share:
         weights = f"of {sum(p.weight for p in recipe.parts):g}, {recipe.windows} windows in all"
@@ -72,26 +76,27 @@ def _drawn(
     return [every[n] for n in sorted(chosen)]
 
 
-def _all_windows(documents: list[Document], tokenizer: Tokenizer, length: int) -> Iterator[_Window]:
+def _all_windows(documents: Numbered, tokenizer: Tokenizer, length: int) -> Iterator[_Window]:
     """Every window in which something counts that the window itself predicts."""
-    for domain in sorted({document.domain for document in documents}):
-        tokens, counts = _encoded([d for d in documents if d.domain == domain], tokenizer)
+    for domain in sorted({document.domain for document in documents.values()}):
+        tokens, owners, counts = _encoded({n: d for n, d in documents.items() if d.domain == domain}, tokenizer)
         for start in range(0, len(tokens) - length + 1, length):
-            window = slice(start, start + length)
-            if counts[window][1:].any():
-                yield _Window(tokens[window], counts[window], domain)
+            at = slice(start, start + length)
+            if counts[at][1:].any():
+                yield _Window(tokens[at], owners[at], counts[at], domain)
 
 
-def _encoded(documents: list[Document], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """The ids of all documents end to end, and which of them count."""
+def _encoded(documents: Numbered, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The ids of all documents end to end, which document each is from, and whether it counts."""
     encodings: dict[int, Encoding] = {}
     for marked in (False, True):
-        chosen = [n for n, document in enumerate(documents) if document.marked == marked]
-        texts = [documents[n].text for n in chosen]
-        encodings |= zip(chosen, tokenizer.encode_batch(texts, add_special_tokens=not marked), strict=True)
-    ids = [np.array(encodings[n].ids, np.int32) for n in range(len(documents))]
-    counts = [_counts(documents[n], encodings[n]) for n in range(len(documents))]
-    return np.concatenate(ids), np.concatenate(counts)
+        chosen = {n: document.text for n, document in documents.items() if document.marked == marked}
+        encoded = tokenizer.encode_batch(list(chosen.values()), add_special_tokens=not marked)
+        encodings |= zip(chosen, encoded, strict=True)
+    ids = [np.array(encodings[n].ids, np.int32) for n in documents]
+    owners = [np.full(len(encodings[n].ids), n, np.int32) for n in documents]
+    counts = [_counts(document, encodings[n]) for n, document in documents.items()]
+    return np.concatenate(ids), np.concatenate(owners), np.concatenate(counts)
 
 
 def _counts(document: Document, encoding: Encoding) -> np.ndarray:

@@ -15,10 +15,12 @@ from compress.errors import CompressError
 
 @dataclass(frozen=True)
 class Windows:
-    """Token windows (count, length), the domain of each, and which tokens count (count, length); all, where no mask."""
+    """Token windows (count, length), the domain of each; for each token the number of the document that it is from,
+    and whether it counts (all do, where there is no mask)."""
 
     tokens: np.ndarray
     domains: list[str]
+    documents: np.ndarray | None = None  # None in windows that were not cut from documents
     mask: np.ndarray | None = None
 
     @property
@@ -37,7 +39,8 @@ class Windows:
 
 def save_windows(windows: Windows, folder: Path) -> None:
     """Writes windows.safetensors and corpus.json into a fresh folder."""
-    arrays = {"tokens": windows.tokens} | ({} if windows.mask is None else {"mask": windows.mask})
+    columns = {"tokens": windows.tokens, "documents": windows.documents, "mask": windows.mask}
+    arrays = {name: array for name, array in columns.items() if array is not None}
     try:
         save_file(arrays, folder / "windows.safetensors")
     except SafetensorError as error:  # the operating system's errors are wrapped in it
@@ -54,7 +57,7 @@ def load_windows(folder: Path) -> Windows:
     try:
         about = json.loads((folder / "corpus.json").read_text("utf8"))
         arrays = load_file(folder / "windows.safetensors")
-        windows = Windows(arrays["tokens"], about["domains"], arrays.get("mask"))
+        windows = Windows(arrays["tokens"], about["domains"], arrays.get("documents"), arrays.get("mask"))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CompressError(f"{folder}: no windows ({first_line(error)}); run `dvc repro corpus` again") from None
     if windows.digest != about["sha256"]:

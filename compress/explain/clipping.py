@@ -14,10 +14,11 @@ from compress.quantize.packing import unpack_linear
 
 @dataclass(frozen=True)
 class Scheme:
-    """Whole numbers of `bits` bits in groups of `group_size` inputs."""
+    """Whole numbers of `bits` bits in groups of `group_size` inputs; `method` is config.json's `quant_method`."""
 
     bits: int
     group_size: int
+    method: str
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,14 @@ class Range:
 def scheme_of(quantization: Mapping[str, object] | None) -> Scheme | None:
     """The scheme that a config.json names, in AWQ's and GPTQ's words or in compressed-tensors'; None for others."""
     said: object = quantization or {}
+    method = str(_mapping(said).get("quant_method"))
     for group in _mapping(_mapping(said).get("config_groups")).values():
         said = _mapping(group).get("weights")
     about = _mapping(said)
     bits, group_size = about.get("bits", about.get("num_bits")), about.get("group_size")
     if about.get("type", "int") != "int" or not isinstance(bits, int) or not isinstance(group_size, int):
         return None
-    return Scheme(bits, group_size) if group_size > 0 else None
+    return Scheme(bits, group_size, method) if group_size > 0 else None
 
 
 def _mapping(value: object) -> Mapping[str, object]:
@@ -47,7 +49,7 @@ def _mapping(value: object) -> Mapping[str, object]:
 
 def grid_range(stored: Mapping[str, Tensor], V: Float[Tensor, "out in_features"], scheme: Scheme) -> Range:
     """The grids of AWQ's triple as they are; of other formats what their greatest and least stored weights span."""
-    if "qzeros" in stored and "qweight" in stored:
+    if scheme.method == "awq":
         _, grid = unpack_linear(dict(stored))
         s, z = grid.scales.to(V.device), grid.zeros.to(V.device)
         return Range(-z * s, (grid.top - z) * s, s)

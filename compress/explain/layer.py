@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from compress.checkpoint.checkpoint import PACKED, Checkpoint
+from compress.checkpoint.checkpoint import Checkpoint
 from compress.explain.clipping import Scheme, clipped, grid_range, scheme_of
 from compress.explain.fold import Fold, folds
 from compress.explain.measured import Input, Layer, Linear
@@ -78,8 +78,10 @@ class Pair:
         return scheme if fits and not kept else None
 
     def _stored(self, name: str) -> dict[str, Tensor]:
-        names = [f"{self._at(name)}.{part}" for part in PACKED]
-        return self.checkpoint.tensors([n for n in names if n in self.checkpoint.names])
+        """What lies on disk for a linear, by the last part of its name."""
+        at = f"{self._at(name)}."
+        names = [n for n in self.checkpoint.layer_names(self.number) if n.startswith(at)]
+        return {n.removeprefix(at): t for n, t in self.checkpoint.tensors(names).items()}
 
     def _at(self, name: str) -> str:
         return f"model.layers.{self.number}.{name}"
