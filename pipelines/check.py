@@ -8,7 +8,7 @@ content changes and nothing else does: DVC itself cannot watch a path that may b
 import json
 from pathlib import Path
 
-from compress.corpus import FILES
+from compress.corpus import FILES, CorpusRecipe
 from pipelines.params import FILE, Params, ParamsError, load
 from pipelines.stage import repository_root, run
 from registry.hashing import sha256_files
@@ -22,39 +22,45 @@ def main(out: Path) -> None:
     params = in_order(root)
     tracking_uri(root)
     with fresh_folder(out) as folder:
-        for name, source in _sources(params).items():
-            (folder / f"{name}.json").write_text(json.dumps(_content(root, source), indent=2) + "\n", "utf8")
+        for name, sources in _sources(params).items():
+            content = {source: _content(root, source) for source in sources.values()}
+            (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", "utf8")
 
 
 def changed_sources(root: Path, params: Params, folder: Path) -> list[str]:
     """A line for each local source that no longer holds what `main` wrote to FOLDER; ids are taken at their word."""
-    changed = {
-        "base" if name == "base" else f"data.{name}": source
-        for name, source in _sources(params).items()
-        if _content(root, source) != json.loads((folder / f"{name}.json").read_text("utf8"))
-    }
     remedy = "run `dvc repro --force check`, then `dvc repro`"
     return [
-        f"{FILE}: {place}.source: {source} has changed since it was read; {remedy}" for place, source in changed.items()
+        f"{FILE}: {place}: {source} has changed since it was read; {remedy}"
+        for name, sources in _sources(params).items()
+        for place, source in sources.items()
+        if _content(root, source) != json.loads((folder / f"{name}.json").read_text("utf8")).get(source)
     ]
 
 
 def in_order(root: Path) -> Params:
     """The parameters, whose text files are all there."""
     params = load(root)
-    texts = {name: source for name, source in _corpora(params).items() if Path(source).suffix in FILES}
-    gone = [f"{FILE}: data.{n}.source: {s} not found in {root}" for n, s in texts.items() if not (root / s).is_file()]
+    texts = {place: source for name in _corpora(params).values() for place, source in name.items()}
+    gone = {p: s for p, s in texts.items() if Path(s).suffix in FILES and not (root / s).is_file()}
     if gone:
-        raise ParamsError("\n".join(gone))
+        raise ParamsError("\n".join(f"{FILE}: {place}: {source} not found in {root}" for place, source in gone.items()))
     return params
 
 
-def _sources(params: Params) -> dict[str, str]:
-    return {"base": params.base.source, **_corpora(params)}
+def _sources(params: Params) -> dict[str, dict[str, str]]:
+    """What each stage reads: place in the file → source."""
+    return {"base": {"base.source": params.base.source}, **_corpora(params)}
 
 
-def _corpora(params: Params) -> dict[str, str]:
-    return {name: getattr(params.data, name).source for name in type(params.data).model_fields}
+def _corpora(params: Params) -> dict[str, dict[str, str]]:
+    return {name: _places(f"data.{name}.source", getattr(params.data, name)) for name in type(params.data).model_fields}
+
+
+def _places(place: str, recipe: CorpusRecipe) -> dict[str, str]:
+    if isinstance(recipe.source, str):
+        return {place: recipe.source}
+    return {f"{place}.{number}.source": part.source for number, part in enumerate(recipe.parts)}
 
 
 def _content(root: Path, source: str) -> dict[str, str]:

@@ -42,10 +42,13 @@ def compare(
     as_json: AsJson = False, md: Annotated[bool, typer.Option("--md", help="print a Markdown table")] = False
 ) -> None:
     """Print the table of all variants: size, perplexity, divergence from the base."""
-    from pipelines.summary import markdown, read_rows, table  # noqa: PLC0415 - the other commands need no table
+    from pipelines.overlap import warnings  # noqa: PLC0415 - the other commands need no table
+    from pipelines.summary import markdown, read_rows, table  # noqa: PLC0415
 
     root = repository_root()
     rows = read_rows(load(root), root / "reports")
+    for line in warnings(root / "reports" / "overlap.json"):
+        print(f"turbopress: {line}", file=sys.stderr)
     if as_json:
         _print_json(rows)
     elif md:
@@ -126,6 +129,31 @@ def chat(
     text = answer_once(speaker, prompt, sampling, raw=raw, system=system, echo=not as_json)
     if as_json:
         _print_json({"model": str(folder), "prompt": prompt, "text": text})
+
+
+@app.command()
+def explain(
+    model: Annotated[str, typer.Argument(help="a quantized variant of params.yaml, or a folder")],
+    parent_model: Annotated[
+        str | None, typer.Option("--parent", help="what it was quantized from; params.yaml says it of a variant")
+    ] = None,
+    on: Annotated[
+        str, typer.Option(help="the text to measure on: evaluation, calibration or distillation")
+    ] = "evaluation",
+    windows: Annotated[int, typer.Option(min=1, help="how many windows of it, taken from all over")] = 16,
+    layers: Annotated[
+        str,
+        typer.Option(
+            help="measured alone as well: worst:N, all, or 3,7; each costs one more run of the layers behind it"
+        ),
+    ] = "worst:8",
+    as_json: AsJson = False,
+) -> None:
+    """Say which layers of a quantized model lose how much, why, and what to try."""
+    from pipelines.explain import run  # noqa: PLC0415 - torch is slow to import
+
+    folder, base = _folder(model), None if parent_model is None else _folder(parent_model)
+    run(folder, base, on, windows, layers, as_json=as_json)
 
 
 def _folder(model: str) -> Path:

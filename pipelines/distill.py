@@ -22,7 +22,8 @@ def main(key: str, source: Path, teacher: Path, distillation: Path, out: Path, t
     recipe = load(repository_root()).distill[key]
     parents, windows = {"from": parent(source), "teacher": parent(teacher)}, load_windows(distillation)
     student, guide = (load_model(folder, device=device()) for folder in (source, teacher))
-    steps = distill_(student, guide, torch.from_numpy(windows.tokens).long(), recipe, progress=show)
+    counted = None if windows.predicts is None else torch.from_numpy(windows.predicts)
+    steps = distill_(student, guide, torch.from_numpy(windows.tokens).long(), recipe, progress=show, counted=counted)
     with new_artifact(
         out, kind="distilled", recipe=recipe.model_dump(by_alias=True, mode="json"), parents=parents,
         data={"distillation": windows.digest}, seed=recipe.seed, origin=parents["from"].origin,

@@ -24,7 +24,8 @@ def main(key: str, folder: Path, base: Path, evaluation: Path, out: Path, detail
     tokens = torch.from_numpy(windows.tokens).long().to(device())
     reference = load_model(base, device=device())
     variant = reference if folder == base else load_model(folder, device=device())
-    scores = compare_models(variant, reference, tokens, progress=show)
+    counted = None if windows.predicts is None else torch.from_numpy(windows.predicts).to(device())
+    scores = compare_models(variant, reference, tokens, counted=counted, progress=show)
     report: dict[str, Any] = {
         "variant": key,
         "kind": artifact.kind,
@@ -54,7 +55,9 @@ def _by_domain(scores: WindowScores, windows: Windows) -> dict[str, dict[str, fl
 def _protocol(windows: Windows) -> dict[str, object]:
     """How to get the same numbers with another program."""
     count, length = windows.tokens.shape
+    counted = {} if windows.mask is None else {"counted_tokens": int(windows.mask.sum())}
     return {
+        **counted,
         "windows": count,
         "length": length,
         "stride": length,

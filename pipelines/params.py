@@ -171,9 +171,15 @@ def _explain(problem: Mapping[str, Any], raw: object) -> str:
 def _place(parts: Sequence[object], raw: object) -> Iterator[str]:
     """The keys down to a fault, without the names that pydantic gives to alternatives between them."""
     for number, part in enumerate(parts, 1):
-        inside = raw.get(part, _NOTHING) if isinstance(raw, Mapping) else _NOTHING
+        inside = _inside(raw, part)
         if inside is not _NOTHING:
             raw = inside
             yield str(part)
-        elif number == len(parts) and part != "[key]":
+        elif number == len(parts) and not str(part).startswith("["):
             yield str(part)
+
+
+def _inside(raw: object, part: object) -> object:
+    if isinstance(raw, Mapping):
+        return raw.get(part, _NOTHING)
+    return raw[part] if isinstance(raw, list) and isinstance(part, int) and part < len(raw) else _NOTHING

@@ -20,7 +20,9 @@ def main(key: str, source: Path, calibration: Path, out: Path, trace: Path) -> N
     """Writes prune.KEY to OUT and each layer's influence to the folder TRACE."""
     recipe = load(repository_root()).prune[key]
     origin, windows, checkpoint = parent(source), load_windows(calibration), Checkpoint(source)
-    scores = block_influence(checkpoint, torch.from_numpy(windows.tokens), device=device(), progress=show)
+    counted = None if windows.mask is None else torch.from_numpy(windows.mask)
+    tokens = torch.from_numpy(windows.tokens)
+    scores = block_influence(checkpoint, tokens, counted=counted, device=device(), progress=show)
     removed = least_influential(scores, recipe.remove_layers, f"prune.{key}")
     config = checkpoint.config.replace(num_hidden_layers=checkpoint.config.num_layers - len(removed))
     require_servable(config, "llama", None, f"prune.{key}")

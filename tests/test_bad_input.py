@@ -25,7 +25,7 @@ SHARD = "models/base/model-00002-of-00004.safetensors"
 STAGES = {
     "check": ["data/sources"],
     "fetch": ["out/base"],
-    "corpus": ["calibration", "models/base/tokenizer.json", "out/calibration"],
+    "corpus": ["calibration", "models/base", "out/calibration"],
     "prune": ["shallow", "models/base", "data/calibration", "out/shallow", "out/trace"],
     "quantize": ["awq-w4", "models/base", "data/calibration", "out/awq-w4", "out/trace"],
     "evaluate": ["base", "models/base", "models/base", "data/calibration", "out/base.json", "details/base"],
@@ -201,6 +201,14 @@ def test_dimensions_that_turbomind_cannot_divide_are_refused(repository, monkeyp
 def test_a_text_shorter_than_one_window_is_refused(repository):
     (repository / "text.txt").write_text(" ".join(WORDS[:15]))
     refused(repository, "corpus", r"text\.txt: holds 0 windows of 16 tokens, 4 asked for; give a longer text")
+
+
+def test_a_conversation_with_a_role_that_is_none_is_refused(repository):
+    params = yaml.safe_load((repository / "params.yaml").read_text())
+    params["data"]["calibration"]["source"] = [{"source": "text.txt"}, {"source": "chat.jsonl"}]
+    (repository / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    (repository / "chat.jsonl").write_text('{"messages": [{"role": "robot", "content": "word7"}]}\n')
+    refused(repository, "corpus", r"chat\.jsonl:1: messages\[0\] has the role 'robot'; known are system, user")
 
 
 @pytest.mark.parametrize("stage", ["compare", "register"])

@@ -35,14 +35,41 @@ def process(stage, *arguments, cwd):
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
+def digest(text):
+    return sha256(text.encode()).hexdigest()
+
+
+def mixed(repository):
+    """The repository with a calibration text of two parts, one of them not there."""
+    parts = "[{source: text/calibration.jsonl, weight: 3}, {source: text/more.txt}]"
+    text = (repository / "params.yaml").read_text()
+    (repository / "params.yaml").write_text(text.replace("text/calibration.jsonl", parts, 1))
+
+
+def test_every_part_of_a_mix_is_looked_at_by_its_place(repository):
+    mixed(repository)
+    with pytest.raises(ParamsError) as error:
+        check.main(Path("data/sources"))
+    assert str(error.value) == f"params.yaml: data.calibration.source.1.source: text/more.txt not found in {repository}"
+    (repository / "text" / "more.txt").write_text("more")
+    check.main(Path("data/sources"))
+    assert json.loads(Path("data/sources/calibration.json").read_text()) == {
+        "text/calibration.jsonl": {"calibration.jsonl": digest("text/calibration.jsonl")},
+        "text/more.txt": {"more.txt": digest("more")},
+    }
+    (repository / "text" / "more.txt").write_text("other")
+    (line,) = check.changed_sources(repository, load(repository), Path("data/sources"))
+    assert line.startswith("params.yaml: data.calibration.source.1.source: text/more.txt has changed since it was read")
+
+
 def test_check_writes_a_file_a_source(repository):
     check.main(Path("data/sources"))
     found = {path.name: json.loads(path.read_text()) for path in (repository / "data/sources").iterdir()}
     assert found == {
-        "base.json": {name: sha256(name.encode()).hexdigest() for name in ("model/config.json", "model/sub/model.bin")},
-        "calibration.json": {"calibration.jsonl": sha256(b"text/calibration.jsonl").hexdigest()},
-        "evaluation.json": {"evaluation.jsonl": sha256(b"text/evaluation.jsonl").hexdigest()},
-        "distillation.json": {"id": "someone/data-set"},
+        "base.json": {"model": {name: digest(name) for name in ("model/config.json", "model/sub/model.bin")}},
+        "calibration.json": {"text/calibration.jsonl": {"calibration.jsonl": digest("text/calibration.jsonl")}},
+        "evaluation.json": {"text/evaluation.jsonl": {"evaluation.jsonl": digest("text/evaluation.jsonl")}},
+        "distillation.json": {"someone/data-set": {"id": "someone/data-set"}},
     }
 
 

@@ -96,6 +96,16 @@ def test_compare_prints_a_table_with_whole_cells(turbopress):
     assert "…" not in out
 
 
+def test_compare_warns_of_text_that_was_seen_before(turbopress, repository):
+    about = {"share": 0.25, "tokens_share": 0.1, "by_domain": {"law": 0.25}, "windows": [3]}
+    found = {"run_tokens": 13, "calibration": about, "distillation": about | {"share": 0.0}}
+    (repository / "reports" / "overlap.json").write_text(json.dumps(found))
+    status, out, err = turbopress("compare", "--json")
+    assert (status, len(json.loads(out))) == (0, 2)
+    (line,) = err.splitlines()
+    assert line.startswith("turbopress: warning: data.calibration: 25.0 % of the evaluation windows share a run of 13")
+
+
 def test_compare_without_reports_says_what_to_run(turbopress, repository):
     shutil.rmtree(repository / "reports")
     assert turbopress("compare") == (1, "", f"turbopress: {repository}/reports: no reports yet; run `dvc repro`\n")
@@ -231,5 +241,5 @@ def test_help_needs_no_repository_and_names_every_command(tmp_path):
     command = [sys.executable, "-m", "pipelines.cli", "--help"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
     made = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert all(name in made.stdout for name in ("check", "compare", "verify", "export", "convert", "chat"))
+    assert all(name in made.stdout for name in ("check", "compare", "verify", "export", "convert", "chat", "explain"))
     assert CliRunner().invoke(cli.app, ["chat", "--help"]).exit_code == 0

@@ -175,6 +175,24 @@ def test_each_precision_trains_in_one_process(models, precision):
     assert all(parameter.dtype == torch.float32 for parameter in student.parameters())
 
 
+def test_only_positions_that_count_are_learnt(models):
+    """What the windows hold after the last position that counts changes no weight; what they hold before it does."""
+    counted = torch.zeros(16, 16, dtype=torch.bool)
+    counted[:, 4:9] = True
+    trained = []
+    for changed in (None, 12, 2):
+        tokens, (student, teacher) = texts(16).clone(), models()
+        if changed is not None:
+            tokens[:, changed] = (tokens[:, changed] + 1) % TEACHER["vocab_size"]
+        steps = distill_(student, teacher, tokens, RECIPE, counted=counted)
+        trained.append((steps[-1].loss_nats, student.model.layers[0].mlp.up_proj.weight.detach()))
+    (loss, W), (loss_after, W_after), (loss_before, W_before) = trained
+    assert loss_after == pytest.approx(loss, abs=1e-5)
+    assert torch.allclose(W, W_after, atol=1e-5)
+    assert abs(loss_before - loss) > 1e-4
+    assert not torch.allclose(W, W_before, atol=1e-5)
+
+
 @pytest.fixture
 def elsewhere(monkeypatch):
     """accelerate, which keeps its choice for the whole process, would train on a device that computes nothing."""

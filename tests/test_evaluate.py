@@ -62,6 +62,26 @@ def test_scores_equal_a_dense_computation_by_hand(models):
     assert 0 < scores.top1.mean() < 1
 
 
+def test_positions_that_do_not_count_do_not_count(models):
+    """Scores of a window of which only its beginning counts are those of the shorter window, whatever comes after."""
+    tokens, counted = windows(3), torch.zeros(3, 32, dtype=torch.bool)
+    for window, length in enumerate((8, 20, 32)):
+        counted[window, :length] = True
+    scores = compare_models(*models, tokens, counted=counted)
+    assert scores.counted.tolist() == [8, 20, 32]
+    for window, length in enumerate((8, 20, 32)):
+        alone = compare_models(*models, tokens[window : window + 1, :length])
+        for name in ("kl_nats", "top1"):
+            assert torch.allclose(getattr(scores, name)[window], getattr(alone, name)[0], rtol=1e-4), name
+    followed = compare_models(*models, tokens[:1, :9])  # its eight predictions
+    assert torch.allclose(scores.nll_nats[0], followed.nll_nats[0], rtol=1e-4)
+    by_token = (scores.kl_nats * scores.counted).sum() / 60
+    assert scores.means()["kl_nats"] == pytest.approx(by_token.item())
+    assert compare_models(*models, tokens, counted=counted | True).means() == pytest.approx(
+        compare_models(*models, tokens).means(), rel=1e-5
+    )
+
+
 @pytest.mark.parametrize("at_once", [1, 512 * 3, 512 * 7 * 2, 2**24])
 @pytest.mark.parametrize("batch", [1, 2, 8])
 def test_scores_depend_neither_on_the_slice_nor_on_the_batch(models, monkeypatch, at_once, batch):

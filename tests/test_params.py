@@ -45,6 +45,10 @@ def read(tmp_path, text):
     return load(tmp_path)
 
 
+def text(**changes):
+    return {"source": "text.txt", "windows": 8, "length": 32} | changes
+
+
 def pruned(**changes):
     return {"from": "base", "method": "depth", "remove_layers": 1} | changes
 
@@ -123,6 +127,33 @@ def test_every_problem_is_told_at_once(refused):
     [
         ("base", {"sauce": 1}, "base.sauce: unknown key; remove it or correct its spelling"),
         ("base", {"source": 7}, "base.source: input should be a valid string, found 7"),
+        ("data", {"calibration": text(source=7)}, "data.calibration.source: input should be a valid string, found 7"),
+        ("data", {"calibration": text(source=[])}, "data.calibration.source: list should have at least 1 item"),
+        (
+            "data",
+            {"calibration": text(source=[{"source": "a.txt"}, {"source": "b.txt", "weight": 0}])},
+            "data.calibration.source.1.weight: input should be greater than 0, found 0",
+        ),
+        (
+            "data",
+            {"calibration": text(source=[{"source": "a.txt", "weigth": 1}])},
+            "data.calibration.source.0.weigth: unknown key; remove it or correct its spelling",
+        ),
+        (
+            "data",
+            {"calibration": text(source=[{"source": "a.txt"}, {"source": "a.txt"}])},
+            "data.calibration.source: a.txt is named twice, and both parts would be the same windows; add",
+        ),
+        (
+            "data",
+            {"calibration": text(source=[{"source": "a.txt"}], counts="answers")},
+            "data.calibration: of a mix, counts must stand in each part of source, found",
+        ),
+        (
+            "data",
+            {"calibration": text(counts="questions")},
+            "data.calibration.counts: input should be 'all' or 'answers', found 'questions'",
+        ),
         ("prune", {"x": pruned(remove_layers=0)}, "prune.x.remove_layers: input should be greater than or equal to 1"),
         ("prune", {"x": pruned(method="width")}, "prune.x.method: input should be 'depth', found 'width'"),
         ("prune", {"x": None}, "prune.x: input should be a valid dictionary"),

@@ -62,6 +62,16 @@ def test_influence_is_one_minus_the_mean_cosine_of_hidden_states(tmp_path):
     assert block_influence(Checkpoint(tmp_path / "m"), windows()) == pytest.approx(expected, abs=1e-5)
 
 
+def test_only_tokens_that_count_have_influence(tmp_path):
+    """A window of which only the beginning counts scores as that beginning alone: no token sees those after it."""
+    write_internlm2(tmp_path / "m")
+    counted = torch.zeros(4, 32, dtype=torch.bool)
+    counted[:, :12] = True
+    masked = block_influence(Checkpoint(tmp_path / "m"), windows(), counted=counted)
+    assert masked == pytest.approx(block_influence(Checkpoint(tmp_path / "m"), windows()[:, :12]), abs=1e-5)
+    assert masked != pytest.approx(block_influence(Checkpoint(tmp_path / "m"), windows()), abs=1e-4)
+
+
 def test_influence_is_the_same_in_one_batch_or_many(tmp_path):
     write_internlm2(tmp_path / "m")
     one, many = (block_influence(Checkpoint(tmp_path / "m"), windows(7), batch=batch) for batch in (7, 2))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
@@ -40,10 +40,11 @@ class Student(nn.Module):
         tokens: Integer[Tensor, "windows length"],
         ht: Float[Tensor, "windows length teacher_hidden"],
         Wt: Float[Tensor, "vocab teacher_hidden"],
+        counts: Bool[Tensor, "windows length"] | None = None,
     ) -> Float[Tensor, ""]:
-        """The mean divergence in nats a token."""
-        hs = final_hidden(self.model, tokens)
-        return divergence(hs.flatten(0, 1), self.model.lm_head.weight, ht.flatten(0, 1), Wt).mean()
+        """The mean divergence in nats over the positions that count, all where that is not said."""
+        hs, ht = (h.flatten(0, 1) if counts is None else h[counts] for h in (final_hidden(self.model, tokens), ht))
+        return divergence(hs, self.model.lm_head.weight, ht, Wt).mean()
 
 
 def final_hidden(model: PreTrainedModel, tokens: Integer[Tensor, "windows length"]) -> Float[Tensor, "..."]:
@@ -58,8 +59,12 @@ def distill_(
     tokens: Integer[Tensor, "windows length"],
     recipe: DistillRecipe,
     progress: Progress = silent,
+    counted: Bool[Tensor, "windows length"] | None = None,
 ) -> list[Step]:
-    """Trains `student` in place on windows of token ids and returns the loss of every step."""
+    """Trains `student` in place on windows of token ids and returns the loss of every step.
+
+    `counted` says at which positions the student is to answer as its teacher does; everywhere, where it is not given.
+    """
     _require_same_vocabulary(student, teacher)
     torch.manual_seed(recipe.seed)
     accelerator = Accelerator()
@@ -72,14 +77,16 @@ def distill_(
     schedule = get_cosine_schedule_with_warmup(optimizer, recipe.warmup_steps, recipe.steps)
     # The schedule counts updates; prepared, it would step once for each process.
     learner, optimizer = accelerator.prepare(learner, optimizer, device_placement=[False, False])  # placed above
-    batches = _batches(tokens.to(device), recipe, accelerator)
+    tokens, counted = tokens.to(device), None if counted is None else counted.to(device)
+    batches = _batches(len(tokens), recipe, accelerator)
     steps = []
     for step in progress(range(recipe.steps), "step"):
-        batch = next(batches)
+        chosen = next(batches)
+        batch, counts = tokens[chosen], None if counted is None else counted[chosen]
         with cast:
             with torch.no_grad():
                 ht = final_hidden(teacher, batch)
-            loss = learner(batch, ht, teacher.lm_head.weight.detach())
+            loss = learner(batch, ht, teacher.lm_head.weight.detach(), counts)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(learner.parameters(), recipe.clip_norm)
         optimizer.step()
@@ -99,18 +106,18 @@ def _groups(learner: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     ]
 
 
-def _batches(tokens: Tensor, recipe: DistillRecipe, accelerator: Accelerator) -> Iterator[Tensor]:
+def _batches(count: int, recipe: DistillRecipe, accelerator: Accelerator) -> Iterator[list[int]]:
     """Each process's share of every step's windows; all windows are seen once before any is seen twice."""
     generator = torch.Generator().manual_seed(recipe.seed)
     order: list[int] = []
     while True:
         while len(order) < recipe.batch * accelerator.num_processes:
-            order += torch.randperm(len(tokens), generator=generator).tolist()
+            order += torch.randperm(count, generator=generator).tolist()
         taken, order = (
             order[: recipe.batch * accelerator.num_processes],
             order[recipe.batch * accelerator.num_processes :],
         )
-        yield tokens[taken[accelerator.process_index :: accelerator.num_processes]]
+        yield taken[accelerator.process_index :: accelerator.num_processes]
 
 
 def _finite(loss: float, step: int) -> float:

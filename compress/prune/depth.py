@@ -5,7 +5,7 @@ the calibration windows. The scores are taken once, on the whole model.
 """
 
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from compress.checkpoint.checkpoint import Checkpoint
@@ -19,23 +19,29 @@ def block_influence(
     checkpoint: Checkpoint,
     tokens: Integer[Tensor, "windows length"],
     *,
+    counted: Bool[Tensor, "windows length"] | None = None,
     device: str = "cpu",
     batch: int = 8,
     progress: Progress = silent,
 ) -> list[float]:
-    """The influence of each decoder layer, 0 for one that only passes its input on."""
+    """The influence of each decoder layer, 0 for one that only passes its input on, over the tokens that count."""
     runner = LayerRunner(checkpoint, device, batch)
     hidden, scores = runner.embed(tokens), []
     for n in progress(range(checkpoint.config.num_layers), "layer"):
         after = runner.run(runner.load(n), hidden)
         runner.release(n)
-        scores.append(1 - _mean_cosine(hidden, after))
+        scores.append(1 - _mean_cosine(hidden, after, counted))
         hidden = after
     return scores
 
 
-def _mean_cosine(a: Float[Tensor, "windows length hidden"], b: Float[Tensor, "windows length hidden"]) -> float:
-    return float(torch.cosine_similarity(a.flatten(0, 1), b.flatten(0, 1)).mean())
+def _mean_cosine(
+    a: Float[Tensor, "windows length hidden"],
+    b: Float[Tensor, "windows length hidden"],
+    counted: Bool[Tensor, "windows length"] | None,
+) -> float:
+    cosines = torch.cosine_similarity(a.flatten(0, 1), b.flatten(0, 1))
+    return float((cosines if counted is None else cosines[counted.flatten()]).mean())
 
 
 def least_influential(scores: list[float], count: int, place: str) -> list[int]:
