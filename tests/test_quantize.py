@@ -16,8 +16,8 @@ from compress.checkpoint.tokenizer import write_tokenizer
 from compress.checkpoint.write import ModelWriter
 from compress.corpus import CorpusRecipe, make_windows, read_documents
 from compress.errors import CompressError
+from compress.quantize.formats.awq import pack_linear
 from compress.quantize.grid import fit_grid, nearest, quantize
-from compress.quantize.packing import pack_linear
 from compress.quantize.recipe import AwqRecipe, Gptq, Nearest
 from compress.quantize.sites import LINEARS, SITES, divide_producer_, joined_weight, set_joined_weight_, tie_for
 from compress.quantize.statistics import output_error

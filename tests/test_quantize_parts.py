@@ -7,9 +7,9 @@ from calibration import correlated_inputs, statistics_of
 from compress.errors import CompressError
 from compress.quantize.clip import diagonal_blocks, search_clip
 from compress.quantize.feedback import aimed
+from compress.quantize.formats.awq import NIBBLES, pack, pack_linear, unpack, unpack_linear
 from compress.quantize.gptq import damped, gptq
 from compress.quantize.grid import Grid, dequantize, fit_grid, nearest, quantize
-from compress.quantize.packing import NIBBLES, pack, pack_linear, unpack, unpack_linear
 from compress.quantize.recipe import AwqRecipe, ClipSearch, Feedback
 from compress.quantize.refine import descend, fit_scales, refine
 from compress.quantize.scale import search_scale

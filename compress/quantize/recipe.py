@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from compress.quantize.formats.int4 import Int4FormatName
+from compress.quantize.schemes import Keep
 from compress.strict import Strict
 
 
@@ -48,11 +50,14 @@ Rounding = Annotated[Nearest | Gptq, Field(discriminator="method")]
 
 
 class AwqRecipe(Strict):
-    """4-bit asymmetric weights in AWQ's format; `null` for scale, clip or feedback leaves that ingredient out."""
+    """4-bit asymmetric weights; `null` for scale, clip, feedback or keep leaves that out."""
 
+    method: Literal["awq"] = "awq"
+    format: Int4FormatName = "awq"
     bits: Literal[4] = 4
     group_size: Literal[32, 64, 128] = 128
     scale: ScaleSearch | None = ScaleSearch(points=20)
     clip: ClipSearch | None = ClipSearch(points=20, least=0.6)
     feedback: Feedback | None = Feedback(share=0.6, damping=0.1)
     rounding: Rounding = Gptq(method="gptq", damping=0.05, refine=2)
+    keep: Keep | None = None
