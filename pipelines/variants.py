@@ -43,10 +43,12 @@ class Int8Variant(Int8Recipe, Served):
 
 def _method(raw: object) -> str:
     """The method that a recipe names; 4 bits by AWQ where it names none."""
-    return str(raw.get("method", "awq")) if isinstance(raw, Mapping) else str(getattr(raw, "method", "awq"))
+    return str(raw.get("method", "awq") if isinstance(raw, Mapping) else getattr(raw, "method", None))
 
 
 QuantizeVariant = Annotated[
     Annotated[AwqVariant, Tag("awq")] | Annotated[Fp8Variant, Tag("fp8")] | Annotated[Int8Variant, Tag("int8")],
-    Discriminator(_method, custom_error_type="method", custom_error_message="method must be awq, fp8 or int8"),
+    Discriminator(
+        _method, custom_error_type="method", custom_error_message="must hold settings of method awq, fp8 or int8"
+    ),
 ]

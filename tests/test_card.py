@@ -19,3 +19,5 @@ def test_a_card_is_the_same_for_the_same_model_and_names_what_it_was_made_from_a
     pruned = model_card(**(facts | {"kind": "pruned", "base_model": None}))
     assert "base_model" not in pruned
     assert "--model-format" not in pruned
+    whole = model_card(**facts, quant_method="smooth_quant")
+    assert "lmdeploy serve api_server FOLDER --backend pytorch\n" in whole

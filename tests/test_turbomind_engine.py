@@ -4,20 +4,16 @@ The loader is LMDeploy's, in an environment of its own; the GPU is emulated, so 
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
+from turbomind_check import MISSING, PROGRAM, ROOT, ask, interpreter
 
 from pipelines.params import load
 
-ROOT = Path(__file__).parents[1]
-PROGRAM = ROOT.parent / "shared" / "turbomind_check"
-HOME = Path(os.environ.get("TURBOMIND_CHECK_VENV") or ROOT / ".venv-turbomind")
 CHAT_END = "<|im_end|>"
 LAYOUTS = {"llama": "LlamaForCausalLM", "internlm2": "InternLM2ForCausalLM"}
 QUANTIZED = list(load(ROOT).quantize)
@@ -35,19 +31,13 @@ for folder in sys.argv[1:]:
     print(json.dumps([folder, generation.stop_token_ids]))
 """
 
-pytestmark = pytest.mark.skipif(not PROGRAM.is_dir(), reason="../shared/turbomind_check is not there")
+pytestmark = pytest.mark.skipif(not PROGRAM.is_dir(), reason=MISSING)
 
 
 @pytest.fixture(scope="module")
 def python():
-    """The interpreter of an environment with LMDeploy, made once for all runs of the tests."""
-    marker = HOME / "installed"
-    if "TURBOMIND_CHECK_VENV" not in os.environ and not marker.exists():
-        shutil.rmtree(HOME, ignore_errors=True)  # what an interrupted run left
-        made = subprocess.run([PROGRAM / "setup.sh", HOME], capture_output=True, text=True, check=False)
-        assert made.returncode == 0, made.stderr[-3000:]
-        marker.touch()
-    return HOME / "bin" / "python"
+    """The interpreter of an environment with LMDeploy."""
+    return interpreter()
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +49,6 @@ def folders(pipeline, tmp_path_factory):
         pipeline.run(sys.executable, *convert)
     places = {"llama": pipeline.folder / "models", "internlm2": out}
     return {(key, layout): places[layout] / key for key in ["base", *QUANTIZED] for layout in LAYOUTS}
-
-
-def ask(python, folder, gpu):
-    """The engine's verdict on a folder, as a GPU of this compute capability."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [python, PROGRAM / "check.py", folder, "--cc", gpu]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")

@@ -85,7 +85,7 @@ def _dearest(layers: Mapping[int, Layer], budget: int) -> dict[int, frozenset[st
 
 
 def _error(layer: Layer, linears: Iterable[str]) -> float:
-    return sum(layer[linear].error for linear in sorted(linears))
+    return sum((layer[linear].error for linear in sorted(linears)), 0.0)
 
 
 def _bytes(layer: Layer, linears: Iterable[str]) -> int:
