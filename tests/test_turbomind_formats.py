@@ -4,14 +4,15 @@
 """
 
 import json
+import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
+import torch
 from formats import write_in_scheme
 from tiny import CONFIG, write_internlm2
-from turbomind_check import MISSING, PROGRAM, ROOT, ask, interpreter
+from turbomind_check import MISSING, PROGRAM, ROOT, ask, interpreter, other_engine
 
 from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.tokenizer import write_tokenizer
@@ -34,7 +35,7 @@ BOTH = ("llama", "internlm2")
 # Configuration, scheme, layout, linears in 16 bits, compute capability.
 TAKEN = [("wide", scheme, layout, (), gpu) for scheme in ("ct-32", "fp8") for layout in BOTH for gpu in ("80", "90")]
 TAKEN += [("wide", "ct-128", "internlm2", (), "90"), ("narrow", "ct-32", "internlm2", (), "90")]
-TAKEN += [("wide", scheme, "internlm2", tuple(MIXED), "90") for scheme in ("awq-128", "ct-32", "fp8")]
+TAKEN += [("wide", scheme, "internlm2", tuple(MIXED), "90") for scheme in ("awq-128", "ct-32")]
 REFUSED = [("narrow", "fp8", "llama", (), "90"), ("wide", "ct-32", "llama", ("1.mlp.gate_proj", "1.mlp.up_proj"), "90")]
 SUPPORTED = """
 import sys
@@ -42,11 +43,27 @@ from lmdeploy.turbomind.supported_models import is_supported
 print(*map(is_supported, sys.argv[1:]))
 """
 OTHER_ENGINE = """
-import json, sys, types
-from lmdeploy.pytorch.config import QuantizationConfig
-said = json.load(open(sys.argv[1]))["quantization_config"]
-read = QuantizationConfig.from_config(types.SimpleNamespace(quantization_config=said))
-print(read.quant_method, read.quant_dtype, read.get_quant_method("model.layers.0.attention.wqkv"))
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import ftc
+import torch
+from lmdeploy.pytorch.config import ModelConfig
+from lmdeploy.pytorch.models.patch import BuildModelContext, build_patched_model
+from lmdeploy.pytorch.weight_loader.model_weight_loader import load_model_weights
+config = ModelConfig.from_pretrained(sys.argv[2], device_type="cuda")
+model = build_patched_model(config, device="cpu", build_model_ctx=BuildModelContext(quant_config=config.quant_config))
+load_model_weights(model, sys.argv[2], device="cpu")
+layer = model.model.layers[1]
+fused = layer.attention.wqkv if hasattr(layer, "attention") else layer.self_attn.qkv_proj
+norm = layer.attention_norm if hasattr(layer, "attention") else layer.input_layernorm
+weight = fused.weight.double()
+order = torch.arange(1, 1 + weight.numel()).view_as(weight) % 8191
+print(json.dumps({
+    "method": config.quant_config.quant_method,
+    "dtypes": [str(t.dtype) for t in (fused.weight, fused.scale, norm.weight)],
+    "sums": [float((weight * order).sum()), float(fused.scale.double().sum())],
+    "norm": type(norm.impl).__name__,
+}))
 """
 
 pytestmark = pytest.mark.skipif(not PROGRAM.is_dir(), reason=MISSING)
@@ -115,8 +132,21 @@ def test_turbomind_leaves_8_bit_whole_numbers_to_the_other_engine(python, write)
     assert done.stdout.split()[-3:] == ["True", "True", "False"]
 
 
-def test_the_other_engine_reads_our_configuration_of_8_bit_whole_numbers(python, write):
-    config = Path(write("wide", "int8", "internlm2", ())) / "config.json"
-    done = subprocess.run([python, "-c", OTHER_ENGINE, config], capture_output=True, text=True, check=True)
-    assert done.stdout.split()[-3:] == ["smooth_quant", "torch.int8", "smooth_quant"]
-    assert json.loads(config.read_text("utf8"))["torch_dtype"] == "float16"
+@pytest.mark.parametrize("layout", BOTH)
+def test_the_other_engine_loads_our_8_bit_whole_numbers_as_they_are(python, write, layout):
+    folder = write("wide", "int8", layout, ())
+    environment = os.environ | {"PYTHONPATH": str(other_engine(python)), "HF_HUB_OFFLINE": "1"}
+    command = [python, "-c", OTHER_ENGINE, PROGRAM, folder]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    loaded = json.loads(done.stdout.splitlines()[-1])
+    checkpoint = Checkpoint(folder)
+    weight, scale = (
+        torch.cat([checkpoint.tensor(f"model.layers.1.self_attn.{x}_proj.{part}") for x in "qkv"]).double()
+        for part in ("weight", "scale")
+    )
+    assert loaded["method"] == "smooth_quant"
+    assert loaded["dtypes"] == ["torch.int8", "torch.float32", "torch.float16"]
+    order = torch.arange(1, 1 + weight.numel()).view_as(weight) % 8191  # so that no row or column is out of its place
+    assert loaded["sums"] == [float((weight * order).sum()), pytest.approx(float(scale.sum()), rel=1e-6)]
+    assert loaded["norm"] == "TritonRMSNormW8A8Impl"  # it rounds what it hands to the linears

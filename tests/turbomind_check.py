@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PROGRAM = ROOT.parent / "shared" / "turbomind_check"
 HOME = Path(os.environ.get("TURBOMIND_CHECK_VENV") or ROOT / ".venv-turbomind")
+OTHER_ENGINE = ("triton==3.9.0", "pyzmq", "einops")  # the kernels are imported and not run
 MISSING = "../shared/turbomind_check is not there"
 
 
@@ -21,6 +22,18 @@ def interpreter():
         assert made.returncode == 0, made.stderr[-3000:]
         marker.touch()
     return HOME / "bin" / "python"
+
+
+def other_engine(python):
+    """A folder with what LMDeploy's PyTorch engine imports beside that, made once for all runs of the tests."""
+    folder, incoming = ROOT / ".venv-turbomind" / "other", ROOT / ".venv-turbomind" / "incoming"
+    if not folder.exists():
+        shutil.rmtree(incoming, ignore_errors=True)
+        command = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--target", incoming, *OTHER_ENGINE]
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert made.returncode == 0, made.stderr[-3000:]
+        incoming.rename(folder)
+    return folder
 
 
 def ask(python, folder, gpu):
