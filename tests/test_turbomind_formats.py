@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from formats import write_in_scheme
+from formats import packed, write_in_scheme
+from safetensors.torch import load_file, save_file
 from tiny import CONFIG, write_internlm2
 from turbomind_check import MISSING, PROGRAM, ROOT, ask, interpreter, other_engine
 
@@ -64,6 +65,27 @@ print(json.dumps({
     "sums": [float((weight * order).sum()), float(fused.scale.double().sum())],
     "norm": type(norm.impl).__name__,
 }))
+"""
+NUMBERS = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import ftc
+import torch
+from safetensors.torch import load_file, save_file
+from lmdeploy.turbomind import weight_format as formats
+from lmdeploy.turbomind.builders.linear import _build_linear
+known = {
+    "awq-128": formats.AWQFormat(block_in=128), "ct-32": formats.CompressedTensorFormat(block_in=32),
+    "ct-128": formats.CompressedTensorFormat(block_in=128), "fp8": formats.FP8Format(block_out=128),
+}
+read = {}
+for scheme, form in known.items():
+    stored = {"." + part: tensor for part, tensor in load_file(f"{sys.argv[2]}/{scheme}.safetensors").items()}
+    stored.pop(".weight_shape", None)
+    assert form.accepts(stored), scheme
+    read[scheme] = form.dequant(_build_linear(form, stored).tensors, torch.float32)["weight"].float().t().contiguous()
+save_file(read, sys.argv[2] + "/read.safetensors")
+os._exit(0)
 """
 
 pytestmark = pytest.mark.skipif(not PROGRAM.is_dir(), reason=MISSING)
@@ -124,6 +146,23 @@ def test_turbomind_does_not_load_what_we_refuse(verdicts, write):
     assert verdicts[edge]["ok"] is False
     assert contract(write(*edge[:4]), "fp8") != []
     assert verdicts[torn]["ok"] is False
+
+
+def test_turbomind_unpacks_the_numbers_that_we_packed(python, tmp_path):
+    W = torch.randn(256, 384, generator=torch.Generator().manual_seed(5))
+    W[7, 30] = 9
+    expected = {}
+    for scheme in FORMATS:
+        stored, expected[scheme] = packed(W, scheme)
+        save_file({part: tensor.contiguous() for part, tensor in stored.items()}, tmp_path / f"{scheme}.safetensors")
+    log = {"FAKE_CC": "90", "FAKE_CUDA_LOG": str(tmp_path / "kernels"), "LD_LIBRARY_PATH": str(PROGRAM / "lib")}
+    command = [python, "-c", NUMBERS, PROGRAM, tmp_path]
+    done = subprocess.run(command, env=os.environ | log, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    read = load_file(tmp_path / "read.safetensors")
+    for scheme, weight in expected.items():
+        # The engine multiplies codes by scales in float16.
+        assert torch.allclose(read[scheme], weight, rtol=0 if scheme == "fp8" else 1e-3, atol=1e-7), scheme
 
 
 def test_turbomind_leaves_8_bit_whole_numbers_to_the_other_engine(python, write):
