@@ -42,10 +42,10 @@ def engine_scores(folder: Path, tokens: torch.Tensor, prompt: str, num_ids: int)
     """The same from TurboMind, which encodes the prompt itself, to `num_ids` tokens."""
     from lmdeploy import GenerationConfig, TurbomindEngineConfig, pipeline
 
-    quantized = "quantization_config" in json.loads((folder / "config.json").read_text("utf8"))
-    engine = TurbomindEngineConfig(
-        model_format="awq" if quantized else None, cache_max_entry_count=0.2, session_len=1024, dtype="float16"
-    )
+    said = json.loads((folder / "config.json").read_text("utf8")).get("quantization_config") or {}
+    # The folder says its format; block floats run in bfloat16 alone.
+    dtype = "auto" if said.get("quant_method") == "fp8" else "float16"
+    engine = TurbomindEngineConfig(cache_max_entry_count=0.2, session_len=1024, dtype=dtype)
     pipe = pipeline(str(folder), backend_config=engine, log_level="ERROR")
     losses = [float(loss) for loss in pipe.get_ppl(tokens.tolist())]
     config = GenerationConfig(max_new_tokens=NUM_GREEDY, do_sample=False, ignore_eos=True)

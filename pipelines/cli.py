@@ -97,7 +97,7 @@ def convert(
     source = parent(folder)
     with new_artifact(
         to, kind=source.kind, recipe={**source.recipe, "layout": layout}, parents={"from": source}, data=source.data,
-        seed=source.seed, origin=source.origin, model_format="awq" if source.kind == "quantized" else None,
+        seed=source.seed, origin=source.origin,
     ) as fresh:  # fmt: skip
         write_in_layout(folder, layout, fresh)  # type: ignore[arg-type]  # one of the two, as checked above
     print(f"{to}: {folder} in layout {layout}")

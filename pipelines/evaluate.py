@@ -63,6 +63,7 @@ def _protocol(windows: Windows) -> dict[str, object]:
         "stride": length,
         "bos": "where the tokenizer puts it: at the start of each document",
         "weights": "the stored numbers, unpacked to float32",
+        "inputs": "float32; of int8 variants each linear's rounded to 8 bits a token, as their engine rounds them",
         "perplexity": "exp of the mean NLL of tokens 2 to the last of every window",
         "kl_nats": "mean KL(base || variant) over all positions, whole vocabulary",
     }

@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError
 
-from compress.checkpoint.config import LayoutName
 from compress.corpus import CorpusRecipe
 from compress.distill.recipe import DistillRecipe
 from compress.prune.recipe import DepthRecipe
-from compress.quantize.recipe import AwqRecipe
-from compress.quantize.turbomind import GROUP_SIZE
 from compress.strict import Strict
 from pipelines import lineage
 from pipelines.lineage import BASE
+from pipelines.variants import QuantizeVariant, Served
 
 FILE = "params.yaml"
 _NOTHING = object()
@@ -56,21 +54,6 @@ class DistillVariant(DistillRecipe):
     teacher: str
 
 
-class QuantizeVariant(AwqRecipe):
-    """A quantized model, written so that TurboMind loads it on `tensor_parallel` GPUs."""
-
-    from_: str = Field(alias="from")
-    layout: LayoutName = "llama"
-    tensor_parallel: int = Field(1, ge=1)
-
-    @field_validator("group_size")
-    @classmethod
-    def _servable(cls, group_size: int) -> int:
-        if group_size != GROUP_SIZE:
-            raise ValueError(f"only {GROUP_SIZE} is taken by TurboMind")
-        return group_size
-
-
 class Registry(Strict):
     """The registered model's name in MLflow."""
 
@@ -100,7 +83,7 @@ class Params(Strict):
         match self.prune.get(key) or self.distill.get(key) or self.quantize.get(key):
             case DistillVariant(from_=student, teacher=teacher):
                 return {"from": student, "teacher": teacher}
-            case PruneVariant(from_=source) | QuantizeVariant(from_=source):
+            case PruneVariant(from_=source) | Served(from_=source):
                 return {"from": source}
         return {}
 

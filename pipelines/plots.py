@@ -41,6 +41,17 @@ def linear_errors(rows: Rows, path: Path) -> None:
     _save(figure, path)
 
 
+def weight_errors(rows: Rows, path: Path) -> None:
+    """Quantization without calibration: each weight's relative error."""
+    figure, axes = _canvas()
+    places = range(len(rows))
+    axes.bar(places, [row["error"] for row in rows], color=OURS)
+    per_layer = sum(row["layer"] == 0 for row in rows)
+    axes.set_xticks(list(places)[::per_layer], [row["layer"] for row in rows[::per_layer]])
+    axes.set(xlabel="decoder layer; bars: q k v o gate up down", ylabel="‖ΔW‖² / ‖W‖²")
+    _save(figure, path)
+
+
 def domains(by_domain: dict[str, dict[str, float]], path: Path) -> None:
     """Evaluation: the divergence from the base on each kind of text."""
     figure, axes = _canvas()

@@ -1,10 +1,11 @@
-"""Stage `quantize`: a model's linears in 4 bits, in the format and the shapes that TurboMind serves.
+"""Stage `quantize`: a model's linears in 4 or 8 bits, in a format and in shapes that an engine serves.
 
-`torchrun --nproc-per-node 2 -m pipelines.quantize …` spreads it over two GPUs. Killed, it goes on where it was.
+`torchrun --nproc-per-node 2 -m pipelines.quantize …` spreads 4 bits over two GPUs. Killed, they go on where they were.
 """
 
 import glob
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,55 +13,115 @@ import torch
 from pydantic import JsonValue
 
 from compress.checkpoint.checkpoint import Checkpoint
+from compress.checkpoint.config import ModelConfig
 from compress.checkpoint.tokenizer import write_tokenizer
 from compress.checkpoint.write import ModelWriter
-from compress.corpus import load_windows
+from compress.corpus import Windows, load_windows
+from compress.quantize import pytorch_engine, turbomind
+from compress.quantize.fp8 import TORCH_DTYPE, quantize_to_fp8
+from compress.quantize.int8 import quantize_to_int8
 from compress.quantize.journal import Journal
+from compress.quantize.recipe import AwqRecipe
 from compress.quantize.resources import Resources, place_for_windows
-from compress.quantize.turbomind import require_servable
-from compress.quantize.walk import LinearError, quantize_model
+from compress.quantize.schemes import Fp8Recipe, Int8Recipe
+from compress.quantize.walk import quantize_model
 from compress.quantize.workers import Workers
 from pipelines import plots
 from pipelines.params import load
 from pipelines.progress import show
-from pipelines.stage import device, made_already, new_artifact, parent, repository_root, run, versions, write_trace
+from pipelines.stage import (
+    Rows,
+    device,
+    made_already,
+    new_artifact,
+    parent,
+    repository_root,
+    run,
+    versions,
+    write_trace,
+)
+from pipelines.variants import QuantizeVariant
 from registry.hashing import sha256_json
 from registry.manifest import unfinished
+
+Draw = Callable[[Rows, Path], None]
+Quantize = Callable[[Path], tuple[Rows, Draw]]
 
 
 def main(key: str, source: Path, calibration: Path, out: Path, trace: Path) -> None:
     """Writes quantize.KEY to OUT and what each linear lost to the folder TRACE."""
     recipe = load(repository_root()).quantize[key]
-    origin, windows, checkpoint = parent(source), load_windows(calibration), Checkpoint(source)
-    config = checkpoint.config.replace(torch_dtype="float16")
-    require_servable(config, recipe.layout, recipe.group_size, f"quantize.{key}", recipe.tensor_parallel)
-    described = recipe.model_dump(by_alias=True, mode="json")
-    if trace.exists() and made_already(out, described, {"from": origin.digest}, {"calibration": windows.digest}):
+    origin, checkpoint = parent(source), Checkpoint(source)
+    windows = None if isinstance(recipe, Fp8Recipe) else load_windows(calibration)
+    config = checkpoint.config.replace(torch_dtype=TORCH_DTYPE if isinstance(recipe, Fp8Recipe) else "float16")
+    require_servable(config, recipe, f"quantize.{key}")
+    described, data = recipe.model_dump(by_alias=True, mode="json"), {"calibration": windows.digest} if windows else {}
+    if trace.exists() and made_already(out, described, {"from": origin.digest}, data):
         return
-    workers, tokens = Workers.started(), torch.from_numpy(windows.tokens)
-    place = place_for_windows(tokens.shape, config.fields["hidden_size"], recipe, workers, out.parent)
-    resources = Resources(device(workers.rank), disk=place, workers=workers)
-    made_by: dict[str, JsonValue] = {**versions(), "device": resources.device, "workers": workers.count}
-    resume = sha256_json([described, origin.digest, windows.digest, made_by])
-
-    def quantize(folder: Path) -> list[LinearError]:
-        workers.wait()
-        writer = ModelWriter(folder, config, recipe.layout)
-        return quantize_model(checkpoint, tokens, recipe, writer, resources, show, journal)
-
+    workers = Workers.started()
+    made_by: dict[str, JsonValue] = {**versions(), "device": device(workers.rank), "workers": workers.count}
+    resume = sha256_json([described, origin.digest, dict(data), made_by])
     journal = Journal(_journal(out, resume))
+    quantize = quantizer(checkpoint, config, windows, recipe, workers, journal)
     if workers.rank:
+        if not isinstance(recipe, AwqRecipe):
+            return  # 8 bits are made by one process
+        workers.wait()
         quantize(unfinished(out, resume))
         return
     with new_artifact(
-        out, kind="quantized", recipe=described, parents={"from": origin},
-        data={"calibration": windows.digest}, seed=None, origin=origin.origin, model_format="awq", key=resume,
+        out, kind="quantized", recipe=described, parents={"from": origin}, data=data, seed=None, origin=origin.origin,
+        key=resume,
     ) as folder:  # fmt: skip
-        errors = quantize(folder)
+        if isinstance(recipe, AwqRecipe):
+            workers.wait()
+        rows, draw = quantize(folder)
         write_tokenizer(source, folder)
-        shutil.rmtree(trace, ignore_errors=True)  # of a run that was killed between here and the next line's end
-        write_trace(trace, [asdict(error) for error in errors], plots.linear_errors)
+        shutil.rmtree(trace, ignore_errors=True)  # of a run that was killed between here and the end
+        write_trace(trace, rows, draw)
     journal.close()
+
+
+def require_servable(config: ModelConfig, recipe: QuantizeVariant, place: str) -> None:
+    """Refuses what the engine that runs the recipe's format would not load."""
+    layout, ranks = recipe.layout, recipe.tensor_parallel
+    match recipe:
+        case Int8Recipe():
+            pytorch_engine.require_servable(config, layout, place, ranks)
+        case Fp8Recipe():
+            turbomind.require_servable(config, layout, turbomind.Weights("fp8", turbomind.BLOCK), place, ranks)
+        case AwqRecipe():
+            weights = turbomind.Weights(recipe.format, recipe.group_size)
+            turbomind.require_servable(config, layout, weights, place, ranks)
+
+
+def quantizer(
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    windows: Windows | None,
+    recipe: QuantizeVariant,
+    workers: Workers,
+    journal: Journal,
+) -> Quantize:
+    """What writes the model into a folder, and returns what each linear lost and what draws it."""
+
+    def quantize(folder: Path) -> tuple[Rows, Draw]:
+        writer = ModelWriter(folder, config, recipe.layout)
+        if windows is None:
+            weights = quantize_to_fp8(checkpoint, writer, device=device(), progress=show)
+            return [asdict(error) for error in weights], plots.weight_errors
+        tokens = torch.from_numpy(windows.tokens)
+        if isinstance(recipe, Int8Recipe):
+            smoothed = quantize_to_int8(checkpoint, tokens, recipe, writer, device=device(), progress=show)
+            return [asdict(error) for error in smoothed], plots.linear_errors
+        assert isinstance(recipe, AwqRecipe)
+        place = place_for_windows(tokens.shape, config.fields["hidden_size"], recipe, workers, folder.parent)
+        resources = Resources(device(workers.rank), disk=place, workers=workers)
+        counted = None if windows.mask is None else torch.from_numpy(windows.predicts)
+        errors = quantize_model(checkpoint, tokens, recipe, writer, resources, show, journal, counted)
+        return [asdict(error) for error in errors], plots.linear_errors
+
+    return quantize
 
 
 def _journal(out: Path, key: str) -> Path:

@@ -77,7 +77,6 @@ def new_artifact(
     data: Mapping[str, str],
     seed: int | None,
     origin: Mapping[str, str],
-    model_format: str | None = None,
     key: str | None = None,
 ) -> Iterator[Path]:
     """Yields a fresh folder to write a model into; afterwards it is carded, sealed and stands whole at `out`.
@@ -89,7 +88,7 @@ def new_artifact(
         yield folder
         card = model_card(
             name=out.name, kind=kind, recipe=recipe, origin=origin, base_model=_hub_id(origin),
-            model_format=model_format, parents=digests,
+            quant_method=_quant_method(folder), parents=digests,
         )  # fmt: skip
         (folder / "README.md").write_text(card, "utf8")
         seal(
@@ -108,6 +107,13 @@ def made_already(
         return False
     verify(out)
     return True
+
+
+def _quant_method(folder: Path) -> str | None:
+    """What a written model's own configuration says of its format; None where its weights are plain."""
+    said = json.loads((folder / "config.json").read_text("utf8")).get("quantization_config") or {}
+    method: str | None = said.get("quant_method")
+    return method
 
 
 def write_trace(folder: Path, rows: Rows, draw: Callable[[Rows, Path], None]) -> None:

@@ -19,6 +19,8 @@ OPENING = {
     "quantized": "a quantized model: its weights are stored in fewer bits",
 }
 
+PYTORCH_ONLY = ("smooth_quant",)  # formats that LMDeploy's other engine does not read
+
 
 def model_card(
     *,
@@ -27,14 +29,15 @@ def model_card(
     recipe: Mapping[str, JsonValue],
     origin: Mapping[str, str],
     base_model: str | None,
-    model_format: str | None = None,
+    quant_method: str | None = None,
     parents: Mapping[str, str] | None = None,
     license_name: str | None = None,
     tags: Sequence[str] = (),
 ) -> str:
     """The card's text; equal arguments give equal text.
 
-    `base_model` is the base's id on a hub, None where it has none; `model_format` is what LMDeploy is told ("awq").
+    `base_model` is the base's id on a hub, None where it has none; `quant_method` is what config.json says of the
+    weights' format ("awq"), None where they are plain.
     """
     front = _front_matter(kind, base_model, license_name, ["turbopress", "lmdeploy", kind, *tags])
     made_of = _table("from", "is", {**origin, **{f"{r} (digest)": d for r, d in (parents or {}).items()}})
@@ -44,7 +47,7 @@ def model_card(
         f"{OPENING[kind][0].upper()}{OPENING[kind][1:]}.",
         f"## Made from\n\n{made_of}",
         f"## How it was made\n\n{_table('setting', 'value', flatten(recipe))}",
-        _serving(model_format),
+        _serving(quant_method),
         "`manifest.json` lists the sha256 of every file, the seed and the digests of the parents and the data.",
     ]
     return "\n\n".join(sections) + "\n"
@@ -62,9 +65,10 @@ def _front_matter(kind: Kind, base_model: str | None, license_name: str | None, 
     return yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
 
 
-def _serving(model_format: str | None) -> str:
-    command = "lmdeploy serve api_server FOLDER --backend turbomind"
-    command += f" --model-format {model_format}" if model_format else ""
+def _serving(quant_method: str | None) -> str:
+    engine = "pytorch" if quant_method in PYTORCH_ONLY else "turbomind"
+    command = f"lmdeploy serve api_server FOLDER --backend {engine}"
+    command += f" --model-format {quant_method}" if quant_method and engine == "turbomind" else ""
     words = "With LMDeploy 0.18, where FOLDER is the folder of this file:"
     return f"## Serving\n\n{words}\n\n```sh\n{command}\n```"
 

@@ -19,8 +19,8 @@ from compress.explain.clipping import Scheme, clipped, grid_range, scheme_of
 from compress.explain.fold import folds
 from compress.explain.streams import Chosen
 from compress.explain.walk import explain
+from compress.quantize.formats.awq import pack_linear, unpack_linear
 from compress.quantize.grid import fit_grid
-from compress.quantize.packing import pack_linear, unpack_linear
 from compress.quantize.recipe import AwqRecipe, Nearest
 from compress.quantize.sites import LINEARS, SITES
 from compress.quantize.walk import quantize_model

@@ -91,6 +91,32 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path):
     assert params.quantize["student-awq-w4"].damping == 0.05
 
 
+def test_a_method_and_a_format_are_chosen_by_name(tmp_path):
+    raw = yaml.safe_load(GOOD)
+    raw["quantize"] = {
+        "plain": {"from": "base"},
+        "fine": {
+            "from": "base",
+            "group_size": 32,
+            "format": "compressed-tensors",
+            "keep": {"by": "error", "most": 0.1},
+        },
+        "sized": {"from": "base", "keep": {"by": "size", "most_megabytes": 12.5}},
+        "fp8": {"from": "base", "method": "fp8", "layout": "internlm2"},
+        "w8a8": {"from": "base", "method": "int8", "smooth": None, "tensor_parallel": 2},
+    }
+    params = read(tmp_path, yaml.safe_dump(raw))
+    said = {key: (variant.method, getattr(variant, "format", None)) for key, variant in params.quantize.items()}
+    assert said == {
+        "plain": ("awq", "awq"), "fine": ("awq", "compressed-tensors"), "sized": ("awq", "awq"), "fp8": ("fp8", None),
+        "w8a8": ("int8", None),
+    }  # fmt: skip
+    assert params.quantize["fine"].keep.most == 0.1
+    assert params.quantize["sized"].keep.most_megabytes == 12.5
+    assert params.quantize["w8a8"].smooth is None
+    assert all(params.parents(key) == {"from": "base"} for key in raw["quantize"])
+
+
 def test_merged_keys_are_no_repeated_keys(tmp_path):
     merged = GOOD.replace("calibration: {source", "calibration: &text {source").replace(
         "evaluation: {source: text/evaluation.jsonl, windows: 8, length: 32, seed: 0}",
@@ -159,6 +185,16 @@ def test_every_problem_is_told_at_once(refused):
         ("prune", {"x": None}, "prune.x: input should be a valid dictionary"),
         ("quantize", {"x": {}}, "quantize.x.from: missing; see params.yaml in the README"),
         ("quantize", {"x": {"from": "base", "group_size": 64}}, "quantize.x.group_size: only 128 is taken by Turbo"),
+        (
+            "quantize",
+            {"x": {"from": "base", "group_size": 64, "format": "compressed-tensors"}},
+            "quantize.x.group_size: only 32 and 128 are taken by TurboMind, found 64",
+        ),
+        ("quantize", {"x": {"from": "base", "format": "gguf"}}, "quantize.x.format: input should be 'awq' or 'compre"),
+        ("quantize", {"x": {"from": "base", "method": "int3"}}, "quantize.x: must hold settings of method awq, fp8"),
+        ("quantize", {"x": {"from": "base", "method": "fp8", "clip": None}}, "quantize.x.clip: unknown key; remove it"),
+        ("quantize", {"x": {"from": "base", "keep": {"by": "hand"}}}, "quantize.x.keep: input tag 'hand' found using"),
+        ("quantize", {"x": None}, "quantize.x: must hold settings of method awq, fp8 or int8, found None"),
         (
             "quantize",
             {"x": {"from": "base", "rounding": {"method": "gptq", "refine": 11}}},

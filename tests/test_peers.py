@@ -12,7 +12,7 @@ import torch
 from house import ROOT
 from safetensors.numpy import save_file
 
-from compress.quantize.packing import pack
+from compress.quantize.formats.awq import pack
 
 WINDOWS = np.arange(4 * 8, dtype=np.uint16).reshape(4, 8)
 

@@ -16,9 +16,9 @@ from compress.checkpoint.tokenizer import write_tokenizer
 from compress.checkpoint.write import ModelWriter
 from compress.corpus import CorpusRecipe, make_windows, read_documents
 from compress.errors import CompressError
+from compress.quantize.formats.awq import pack_linear
 from compress.quantize.grid import fit_grid, nearest, quantize
 from compress.quantize.layer import fold_
-from compress.quantize.packing import pack_linear
 from compress.quantize.recipe import AwqRecipe, Gptq, Nearest
 from compress.quantize.resources import Resources
 from compress.quantize.sites import LINEARS, SITES, joined_weight, producer_divisor, tie_for

@@ -8,9 +8,9 @@ from compress.errors import CompressError
 from compress.quantize.clip import diagonal_blocks, search_clip
 from compress.quantize.factor import damp_, factorize
 from compress.quantize.feedback import aimed
+from compress.quantize.formats.awq import NIBBLES, pack, pack_linear, unpack, unpack_linear
 from compress.quantize.gptq import gptq
 from compress.quantize.grid import Grid, dequantize, fit_grid, nearest, quantize
-from compress.quantize.packing import NIBBLES, pack, pack_linear, unpack, unpack_linear
 from compress.quantize.recipe import AwqRecipe, ClipSearch
 from compress.quantize.refine import descend, fit_scales, leans, refine
 from compress.quantize.scale import search_scale

@@ -14,7 +14,7 @@ MAY_IMPORT = {
 }
 NEVER_IMPORTS = {"registry": {"torch", "transformers"}, "compress": {"mlflow", "dvc", "typer", "yaml", "rich"}}
 # What changes no result: the stage's own section of params.yaml is tracked as such, and the others only talk.
-NO_DEP = {"pipelines.params", "pipelines.progress", "compress.errors", "registry.errors"}
+NO_DEP = {"pipelines.params", "pipelines.variants", "pipelines.progress", "compress.errors", "registry.errors"}
 STAGES = stages()
 STATIC = {name: stage for name, stage in STAGES.items() if not stage.get("always_changed")}
 EVERY_MODULE = [module for package in PACKAGES for module in modules(package)]

@@ -80,7 +80,7 @@ def write_quantized(source, out):
     made_from, checkpoint = parent(source), Checkpoint(source)
     recipe = RECIPE.model_dump(mode="json")
     facts = {"parents": {"from": made_from}, "data": {}, "seed": None, "origin": made_from.origin}
-    with new_artifact(out, kind="quantized", recipe=recipe, model_format="awq", **facts) as folder:
+    with new_artifact(out, kind="quantized", recipe=recipe, **facts) as folder:
         writer = ModelWriter(folder, checkpoint.config.replace(torch_dtype="float16"), "llama")
         quantize_model(checkpoint, windows(2), RECIPE, writer)
         write_tokenizer(source, folder)

@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 
 from compress.checkpoint.config import INTERNLM2_CLASS, LayoutName, ModelConfig, parse_config, read_config
-from compress.checkpoint.layout import OUTPUT_AXIS, canonical_names, locate, split_wqkv
+from compress.checkpoint.layout import PACKED, canonical_names, locate, split_fused
 from compress.checkpoint.model import build_model
+from compress.checkpoint.quantization import canonical
 from compress.checkpoint.tensor_files import TensorFiles
 from compress.errors import CompressError
 
 Shape = tuple[int, ...]
-PACKED = ("qweight", "qzeros", "scales")
 
 
 class Checkpoint:
-    """Reads a model folder of any supported layout, float or AWQ, one tensor at a time.
+    """Reads a model folder of any supported layout, float or quantized, one tensor at a time.
 
     Opening it checks that every tensor of the configuration is there, in its size, and nothing else; none is read.
     """
@@ -27,7 +27,8 @@ class Checkpoint:
         raw = read_config(folder)
         self.config: ModelConfig = parse_config(raw, str(folder / "config.json"))
         self.layout: LayoutName = "internlm2" if raw["architectures"][0] == INTERNLM2_CLASS else "llama"
-        self.quantization: dict[str, object] | None = raw.get("quantization_config")
+        said = raw.get("quantization_config")
+        self.quantization: dict[str, object] | None = canonical(said, self.layout) if said else None
         self._files = TensorFiles(folder)
         self._fused: tuple[str, Tensor] | None = None
         self.names = self._canonical_names()
@@ -42,8 +43,7 @@ class Checkpoint:
             return self._files.read(place.name)
         if self._fused is None or self._fused[0] != place.name:
             self._fused = place.name, self._files.read(place.name)
-        axis = OUTPUT_AXIS[place.name.rsplit(".", 1)[1]]
-        return split_wqkv(self._fused[1], self.config, axis)[place.part]
+        return split_fused(place.name.rsplit(".", 1)[1], self._fused[1], self.config)[place.part]
 
     def layer_names(self, layer: int) -> list[str]:
         """Canonical names of one decoder layer's tensors."""
@@ -64,8 +64,7 @@ class Checkpoint:
     def _finite(self, names: list[str]) -> Iterator[tuple[str, Tensor]]:
         for name in names:
             tensor = self.tensor(name)
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                count = int((~torch.isfinite(tensor)).sum())
+            if tensor.is_floating_point() and (count := _not_finite(tensor)):
                 file = self._files.file_of(locate(name, self.layout).name)
                 raise CompressError(f"{file}: {name} holds {count} values that are NaN or infinite; use another copy")
             yield name, tensor
@@ -99,6 +98,12 @@ class Checkpoint:
             first = f"{wrong[0]} is {_by(self._files.shape(wrong[0]))}, not {_by(wanted[wrong[0]])}"
             message = f"{len(wrong)} tensors of another size (first: {first}); config.json and weights disagree"
             raise CompressError(f"{self.folder}: {message}")
+
+
+def _not_finite(tensor: Tensor) -> int:
+    """How many values are NaN or infinite; torch has no such question for 8-bit types."""
+    numbers = tensor.float() if tensor.element_size() == 1 else tensor
+    return numbers.numel() - int(torch.isfinite(numbers).count_nonzero())
 
 
 def _by(shape: Shape) -> str:

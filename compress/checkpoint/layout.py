@@ -31,8 +31,13 @@ INTERNLM2_NAMES = {
 STOCK_NAMES = {ours: theirs for theirs, ours in INTERNLM2_NAMES.items()}
 WQKV = "attention.wqkv"
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-# The axis of a linear's outputs, by the last part of the tensor's name (AWQ packs eight outputs into a word).
+# The axis of a linear's outputs, by the last part of the tensor's name: a word of codes or zeros may hold eight of
+# them, a block scale stands for `BLOCK_ROWS`. The formats themselves are described in compress/quantize/formats.
 OUTPUT_AXIS = {"weight": 0, "bias": 0, "qweight": 1, "qzeros": 1, "scales": 1}
+OUTPUT_AXIS |= dict.fromkeys(("weight_packed", "weight_scale", "weight_zero_point", "weight_scale_inv", "scale"), 0)
+SHAPE = "weight_shape"  # the sizes of an unpacked weight, in a tensor of two numbers
+BLOCK_SCALE, BLOCK_ROWS = "weight_scale_inv", 128
+PACKED = frozenset(OUTPUT_AXIS) - {"weight", "bias"} | {SHAPE}
 
 _NAME = re.compile(r"(?:(?P<layer>model\.layers\.\d+\.))?(?P<module>.+)\.(?P<kind>[^.]+)")
 
@@ -43,6 +48,30 @@ class Part:
 
     name: str
     part: int | None = None
+
+
+def split_fused(kind: str, fused: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """What q, k and v have of InternLM2's fused tensor `kind`."""
+    if kind == SHAPE:
+        heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+        q, k, v = (fused.new_tensor([count * config.head_dim, int(fused[1])]) for count in heads)
+        return q, k, v
+    _require_whole_blocks(kind, config)
+    return split_wqkv(fused, config, OUTPUT_AXIS[kind])
+
+
+def join_fused(kind: str, q: Tensor, k: Tensor, v: Tensor, config: ModelConfig) -> Tensor:
+    """The inverse of `split_fused`."""
+    if kind == SHAPE:
+        return q.new_tensor([int(q[0] + k[0] + v[0]), int(q[1])])
+    _require_whole_blocks(kind, config)
+    return join_wqkv(q, k, v, config, OUTPUT_AXIS[kind])
+
+
+def _require_whole_blocks(kind: str, config: ModelConfig) -> None:
+    if kind == BLOCK_SCALE and config.head_dim % BLOCK_ROWS:
+        reason = f"blocks of {BLOCK_ROWS} rows span heads of {config.head_dim}"
+        raise CompressError(f"wqkv.{kind}: {reason}, and layout internlm2 mixes the heads of q, k and v; use llama")
 
 
 def split_wqkv(wqkv: Shaped[Tensor, "..."], config: ModelConfig, axis: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,15 +104,15 @@ def locate(name: str, layout: LayoutName) -> Part:
     return Part(f"{layer}{_rename(module, STOCK_NAMES, name)}.{kind}")
 
 
-def canonical_names(names: Iterable[str], layout: LayoutName) -> set[str]:
-    """The canonical tensors that a checkpoint with these tensors holds."""
+def canonical_names(names: Iterable[str], layout: LayoutName) -> list[str]:
+    """The canonical tensors that a checkpoint with these tensors holds, in the order given."""
     if layout == "llama":
-        return set(names)
-    found: set[str] = set()
+        return list(names)
+    found: list[str] = []
     for name in names:
         layer, module, kind = _parse(name)
         modules = QKV if module == WQKV else (_rename(module, INTERNLM2_NAMES, name),)
-        found.update(f"{layer}{m}.{kind}" for m in modules)
+        found += [f"{layer}{m}.{kind}" for m in modules]
     return found
 
 
@@ -95,8 +124,8 @@ def to_layout(tensors: Mapping[str, Tensor], config: ModelConfig, layout: Layout
     for name, tensor in tensors.items():
         layer, module, kind = _parse(name)
         if module == QKV[0]:
-            q, k, v = (tensors[f"{layer}{part}.{kind}"] for part in QKV)
-            out[f"{layer}{WQKV}.{kind}"] = join_wqkv(q, k, v, config, OUTPUT_AXIS[kind])
+            q, k, v = (_alike(tensors, f"{layer}{part}.{kind}") for part in QKV)
+            out[f"{layer}{WQKV}.{kind}"] = join_fused(kind, q, k, v, config)
         elif module not in QKV:
             out[f"{layer}{_rename(module, STOCK_NAMES, name)}.{kind}"] = tensor
     return out
@@ -110,11 +139,31 @@ def from_layout(tensors: Mapping[str, Tensor], config: ModelConfig, layout: Layo
     for name, tensor in tensors.items():
         layer, module, kind = _parse(name)
         if module == WQKV:
-            parts = split_wqkv(tensor, config, OUTPUT_AXIS[kind])
+            parts = split_fused(kind, tensor, config)
             out |= {f"{layer}{part}.{kind}": value for part, value in zip(QKV, parts, strict=True)}
         else:
             out[f"{layer}{_rename(module, INTERNLM2_NAMES, name)}.{kind}"] = tensor
     return out
+
+
+def _alike(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in tensors:
+        raise CompressError(
+            f"{name}: q, k and v are not all quantized alike, and layout internlm2 fuses them; use llama"
+        )
+    return tensors[name]
+
+
+def modules_in_layout(modules: Iterable[str], layout: LayoutName) -> list[str]:
+    """Modules under a layout's names, each once."""
+    places = (locate(f"{module}.weight", layout).name.removesuffix(".weight") for module in modules)
+    return list(dict.fromkeys(places))
+
+
+def canonical_modules(modules: Iterable[str], layout: LayoutName) -> list[str]:
+    """The inverse of `modules_in_layout`: of a fused module, its parts."""
+    names = canonical_names((f"{module}.weight" for module in modules), layout)
+    return [name.removesuffix(".weight") for name in names]
 
 
 def _parse(name: str) -> tuple[str, str, str]:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from compress.checkpoint.config import LayoutName, ModelConfig, internlm2_fields
 from compress.checkpoint.layout import from_layout, to_layout
+from compress.checkpoint.quantization import in_layout
 from compress.errors import CompressError
 
 
@@ -54,7 +55,10 @@ class ModelWriter:
         self._shard(self.config.num_layers + 1, {k: v for k, v in tensors.items() if k not in first})
 
     def close(self, quantization: Mapping[str, Any] | None = None) -> None:
-        """Writes the index and `config.json`; the folder is then a whole model."""
+        """Writes the index and `config.json`; the folder is then a whole model.
+
+        `quantization` names modules as the tensors were named: canonically.
+        """
         index = {
             "metadata": {"total_size": self._size_bytes},
             "weight_map": dict(sorted(self._file_of.items())),
@@ -64,7 +68,7 @@ class ModelWriter:
         if self.layout == "internlm2":
             fields = internlm2_fields(self.config, str(self.folder))
         fields.pop("quantization_config", None)
-        extra = {"quantization_config": dict(quantization)} if quantization else {}
+        extra = {"quantization_config": in_layout(quantization, self.layout)} if quantization else {}
         write_json(self.folder / "config.json", dict(sorted(fields.items())) | extra)
 
     def _shard(self, number: int, tensors: Mapping[str, Tensor]) -> None:

@@ -5,8 +5,9 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from compress.checkpoint.checkpoint import PACKED, Checkpoint
+from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.config import ModelConfig
+from compress.checkpoint.layout import PACKED
 from compress.checkpoint.model import build_model
 
 TYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1}

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from compress.quantize.packing import unpack_linear
+from compress.quantize.formats.awq import unpack_linear
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,25 @@ class Journal:
 
     def finish(self, layer: int, rows: Sequence[Row]) -> None:
         """Notes a layer whose shard is written."""
-        incoming = self._path(layer).with_suffix(".incoming")
-        incoming.write_text(json.dumps(list(rows)), "utf8")
-        os.replace(incoming, self._path(layer))
+        self._write(self._path(layer), rows)
+
+    def decision(self) -> list[tuple[int, str]] | None:
+        """The linears that were chosen to stay in 16 bits, or None where nobody has chosen yet."""
+        path = self.folder / "kept.json"
+        return [(layer, linear) for layer, linear in json.loads(path.read_text("utf8"))] if path.exists() else None
+
+    def decide(self, kept: Sequence[tuple[int, str]]) -> None:
+        """Notes the choice."""
+        self._write(self.folder / "kept.json", kept)
 
     def close(self) -> None:
         """Forgets everything: the model stands where it belongs."""
         shutil.rmtree(self.folder)
+
+    def _write(self, path: Path, rows: Sequence[Any]) -> None:
+        incoming = path.with_suffix(".incoming")
+        incoming.write_text(json.dumps(list(rows)), "utf8")
+        os.replace(incoming, path)
 
     def _path(self, layer: int) -> Path:
         return self.folder / f"layer-{layer:05d}.json"

@@ -4,12 +4,13 @@ Two models go through the layer side by side, the float one and the one rounded 
 on what the linears just rounded really give it, and may make good what they did.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from compress.checkpoint.config import ModelConfig
@@ -48,9 +49,15 @@ class LayerQuantizer:
     workers: Workers
     rounded: Stream
     floats: Stream | None
+    counted: Bool[Tensor, "windows length"] | None = None  # tokens that statistics are of; all where it is None
 
-    def round_(self, layer: nn.Module, original: nn.Module, place: str) -> dict[str, QuantizedLinear]:
-        """Every linear of `layer` by name; the layer becomes what they stand for, the windows stand behind its o."""
+    def round_(
+        self, layer: nn.Module, original: nn.Module, kept: frozenset[str], place: str
+    ) -> dict[str, QuantizedLinear]:
+        """Every linear of `layer` by name, those that are `kept` in 16 bits with no error.
+
+        The layer becomes what they stand for, or keeps its weights; the windows stand behind its o.
+        """
         linears: dict[str, QuantizedLinear] = {}
         as_stored_(layer)
         for number, site in enumerate(SITES):
@@ -62,12 +69,17 @@ class LayerQuantizer:
                 s = search_scale(W, statistics, self.recipe, self.recipe.scale.points, tie, self.workers)
                 W.mul_(s)
                 statistics.scale_(s)
-                fold_(layer, site, producer_divisor(site, s, self.config), linears)
+                in_codes = {name: linear for name, linear in linears.items() if name not in kept}
+                linears |= fold_(layer, site, producer_divisor(site, s, self.config), in_codes)
             q, grid, ours, lean = self._round(W, statistics, f"{place}.{site.key}")
             for name, rows in site.rows(layer).items():
-                errors = _share(ours[:, rows]), _share(plain[:, rows])
-                linears[name] = QuantizedLinear(q[rows], grid.rows(rows), *errors, lean[rows] if self._learns else None)
-                set_weight_(layer, name, linears[name])
+                errors = 0.0 if name in kept else _share(ours[:, rows]), _share(plain[:, rows])
+                made = QuantizedLinear(q[rows], grid.rows(rows), *errors, lean[rows] if self._learns else None)
+                if name in kept:
+                    layer.get_parameter(f"{name}.weight").data.copy_(W[rows].half())
+                else:
+                    set_weight_(layer, name, made)
+                linears[name] = made
         return linears
 
     @property
@@ -77,18 +89,27 @@ class LayerQuantizer:
     def _measure(self, layer: nn.Module, original: nn.Module, number: int, place: str) -> Statistics:
         """What the linears of a site see, in both models."""
         accumulator, rounded = Accumulator(), self.rounded.through(layer, ROUNDED[number])
+        counts = self._counts()
         if self.floats is None:
-            for _, x in rounded:
-                accumulator.add(x)
+            for which, (_, x) in zip(counts, rounded, strict=True):
+                accumulator.add(which(x))
         else:
             floats = self.floats.through(original, FLOATS[number])
-            for (h, x), (h_float, x_float) in zip(rounded, floats, strict=True):
-                accumulator.add(x, x_float, h_float - h if SITES[number].writes_residual else None)
+            for which, (h, x), (h_float, x_float) in zip(counts, rounded, floats, strict=True):
+                drift = which(h_float - h) if SITES[number].writes_residual else None
+                accumulator.add(which(x), which(x_float), drift)
         statistics = accumulator.means(self.workers)
         if not torch.isfinite(statistics.H.diagonal()).all():
             reach = f"activations leave the range of {self.rounded.runner.dtype}"
             raise CompressError(f"{place}: {reach}; this model cannot be served in float16")
         return statistics
+
+    def _counts(self) -> list[Callable[[Tensor], Tensor]]:
+        """For each batch, what leaves of its tokens those that count."""
+        slices = self.rounded.hidden.slices()
+        if self.counted is None:
+            return [lambda values: values] * len(slices)
+        return [partial(_counting, self.counted[at]) for at in slices]
 
     def _round(self, W: Tensor, statistics: Statistics, place: str) -> tuple[Tensor, Grid, Tensor, Tensor]:
         """Codes, grid, error (2, out) and lean, which is empty where nothing is learned, of a joined weight.
@@ -121,20 +142,24 @@ class LayerQuantizer:
         return q, Grid(scales, zeros, recipe.bits, recipe.group_size), error.t(), lean
 
 
-def fold_(layer: nn.Module, site: Site, divisor: Tensor, linears: dict[str, QuantizedLinear]) -> None:
-    """Divides what produces the site's input, a norm or rows rounded already.
+def fold_(
+    layer: nn.Module, site: Site, divisor: Tensor, rounded: dict[str, QuantizedLinear]
+) -> dict[str, QuantizedLinear]:
+    """Divides what produces the site's input: a norm, rows in 16 bits, or rows rounded already, which it returns.
 
     A rounded row divided by a number keeps its codes: its scales are divided.
     """
     for name, parameter in layer.get_submodule(site.producer).named_parameters():
-        if site.producer not in linears or name == "bias":
+        if site.producer not in rounded or name == "bias":
             by = divisor if parameter.dim() == 1 else divisor[:, None]
             parameter.data.copy_((parameter.data.float() / by).half())
-    if site.producer in linears:
-        made = linears[site.producer]
-        grid = Grid((made.grid.scales / divisor[:, None]).half().float(), *made.grid.rest)
-        linears[site.producer] = replace(made, grid=grid)
-        set_weight_(layer, site.producer, linears[site.producer])
+    if site.producer not in rounded:
+        return {}
+    made = rounded[site.producer]
+    grid = Grid((made.grid.scales / divisor[:, None]).half().float(), *made.grid.rest)
+    divided = replace(made, grid=grid)
+    set_weight_(layer, site.producer, divided)
+    return {site.producer: divided}
 
 
 def set_weight_(layer: nn.Module, name: str, made: QuantizedLinear) -> None:
@@ -147,6 +172,10 @@ def as_stored_(layer: nn.Module) -> None:
     for name, parameter in layer.named_parameters():
         if name.removesuffix(".weight") not in LINEARS:
             parameter.data.copy_(parameter.data.half())
+
+
+def _counting(counted: Bool[Tensor, "windows length"], values: Tensor) -> Float[Tensor, "tokens in_features"]:
+    return values[counted.to(values.device)]
 
 
 @contextmanager

@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from compress.quantize.formats.int4 import Int4FormatName
+from compress.quantize.schemes import Keep
 from compress.strict import Strict
 
 
@@ -62,8 +64,10 @@ Rounding = Annotated[Nearest | Gptq | Learned, Field(discriminator="method")]
 
 
 class AwqRecipe(Strict):
-    """4-bit asymmetric weights in AWQ's format; `null` for scale, clip or feedback leaves that ingredient out."""
+    """4-bit asymmetric weights; `null` for scale, clip, feedback or keep leaves that out."""
 
+    method: Literal["awq"] = "awq"
+    format: Int4FormatName = "awq"
     bits: Literal[4] = 4
     group_size: Literal[32, 64, 128] = 128
     scale: ScaleSearch | None = ScaleSearch(points=20)
@@ -71,3 +75,4 @@ class AwqRecipe(Strict):
     feedback: Feedback | None = Feedback(share=0.6)
     damping: float = Field(0.2, gt=0, le=1, description="added to the Gram's diagonal, as a share of its mean")
     rounding: Rounding = Gptq(method="gptq", refine=2)
+    keep: Keep | None = None

@@ -5,27 +5,29 @@ A walk over a folder where another was killed takes up its layers and ends in th
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Integer
+from jaxtyping import Bool, Integer
 from torch import Tensor, nn
 
-from compress.checkpoint.checkpoint import Checkpoint
+from compress.checkpoint.checkpoint import Checkpoint, expected_shapes
 from compress.checkpoint.load import load_into_, unpacked
 from compress.checkpoint.runner import LayerRunner
 from compress.checkpoint.write import ModelWriter
-from compress.errors import CompressError
 from compress.progress import Progress, silent
-from compress.quantize.journal import Journal
+from compress.quantize.formats.int4 import format_named
+from compress.quantize.journal import Journal, Row
+from compress.quantize.keep import Cost, Place, kept_in_16_bits, module_names, saved_bytes
 from compress.quantize.layer import LayerQuantizer, QuantizedLinear, set_weight_
 from compress.quantize.learner import Learner
-from compress.quantize.packing import pack_linear
+from compress.quantize.narrow import narrowed
 from compress.quantize.recipe import AwqRecipe, Learned
 from compress.quantize.resources import Resources
+from compress.quantize.sites import LINEARS
 from compress.quantize.stream import LEAVE, WHOLE_LAYER, Stream
 
 Store = Callable[[], None]
@@ -36,7 +38,8 @@ ON_CPU = Resources()
 class LinearError:
     """Relative output error (‖Δy‖² / ‖y‖²) of one quantized linear, with plain rounding's on the same inputs.
 
-    Where rounding was learned, a further row `layer` says it of what the layer adds, after and before the training.
+    A linear that stays in 16 bits loses nothing. Where rounding was learned, a further row `layer` says it of what the
+    layer adds, after and before the training.
     """
 
     layer: int
@@ -54,24 +57,64 @@ def quantize_model(
     resources: Resources = ON_CPU,
     progress: Progress = silent,
     journal: Journal | None = None,
+    counted: Bool[Tensor, "windows length"] | None = None,
 ) -> list[LinearError]:
-    """Writes the quantized model and returns what each linear lost.
+    """Writes the quantized model and returns what each linear lost, on the tokens that are `counted` if not on all.
 
-    With a `journal` whose entries a killed walk into the same folder left, it goes on behind the last of them.
+    With a `journal` whose entries a killed walk into the same folder left, it goes on behind the last of them. Where
+    the recipe keeps linears in 16 bits, a first walk without a trace finds out which.
     """
+    walk = partial(_walk, checkpoint, tokens, counted, recipe, resources, progress)
+    kept: frozenset[Place] = frozenset()
+    if recipe.keep is not None:
+        noted = journal.decision() if journal is not None else None
+        kept = frozenset(noted) if noted is not None else _chosen(walk(), checkpoint, recipe)
+        if journal is not None:
+            journal.decide(sorted(kept))
+    errors = walk(writer=writer, journal=journal, kept=kept)
+    if resources.workers.rank == 0:
+        config = format_named(recipe.format).quantization_config(recipe.group_size, module_names(kept))
+        writer.close(config)
+    return errors
+
+
+def _walk(
+    checkpoint: Checkpoint,
+    tokens: Tensor,
+    counted: Tensor | None,
+    recipe: AwqRecipe,
+    resources: Resources,
+    progress: Progress,
+    writer: ModelWriter | None = None,
+    journal: Journal | None = None,
+    kept: frozenset[Place] = frozenset(),
+) -> list[LinearError]:
+    """Takes the windows through the model once; without a `writer` nothing is stored."""
     errors: list[LinearError] = []
+    shares = [None if values is None else resources.workers.share(values) for values in (tokens, counted)]
     with resources.products(), ThreadPoolExecutor(1) as background:
         stored = background.submit(_store_outer, checkpoint, writer if resources.workers.rank == 0 else None)
-        walk = _Walk(checkpoint, recipe, writer, resources, resources.workers.share(tokens), journal)
+        walk = _Walk(checkpoint, recipe, writer, resources, shares, journal, kept)
         for n in progress(range(checkpoint.config.num_layers), "layer"):
             lost, store = walk.step(n)
             errors += lost
             stored.result()  # one layer waits to be written at most, and what fails there fails here
             stored = background.submit(store)
         stored.result()
-    if resources.workers.rank == 0:
-        writer.close(quantization_config(recipe))
     return errors
+
+
+def _chosen(errors: Sequence[LinearError], checkpoint: Checkpoint, recipe: AwqRecipe) -> frozenset[Place]:
+    """The linears that stay in 16 bits, by what they lost in 4."""
+    shapes = expected_shapes(checkpoint.config)
+
+    def saved(error: LinearError) -> int:
+        rows, columns = shapes[f"model.layers.{error.layer}.{error.linear}.weight"]
+        return saved_bytes(rows * columns, recipe.group_size)
+
+    lost = [error for error in errors if error.linear in LINEARS]
+    costs = [Cost(error.layer, error.linear, error.error, saved(error)) for error in lost]
+    return kept_in_16_bits(costs, recipe.keep)
 
 
 class _Walk:
@@ -81,18 +124,24 @@ class _Walk:
         self,
         checkpoint: Checkpoint,
         recipe: AwqRecipe,
-        writer: ModelWriter,
+        writer: ModelWriter | None,
         resources: Resources,
-        tokens: Tensor,
+        shares: Sequence[Tensor | None],
         journal: Journal | None,
+        kept: frozenset[Place],
     ) -> None:
-        self.writer, self.resources, self.journal = writer, resources, journal
+        tokens, counted = shares
+        assert tokens is not None
+        self.recipe, self.writer, self.resources, self.kept = recipe, writer, resources, kept
+        self.journal = journal if writer is not None else None
         self.runner = LayerRunner(
             checkpoint, resources.device, resources.batch, resources.dtype, prefetch=resources.prefetch
         )
         self.rounded = self._embedded(tokens)
         self.floats = self._embedded(tokens) if recipe.feedback else None
-        self.quantizer = LayerQuantizer(recipe, checkpoint.config, resources.workers, self.rounded, self.floats)
+        self.quantizer = LayerQuantizer(
+            recipe, checkpoint.config, resources.workers, self.rounded, self.floats, counted
+        )
         self.learner = (
             Learner(recipe, recipe.rounding, resources, self.rounded, self.floats)
             if isinstance(recipe.rounding, Learned)
@@ -103,9 +152,10 @@ class _Walk:
         """Takes the windows through layer n; returns what was lost in it, and what stores it."""
         original = self.runner.load(n)
         layer = copy.deepcopy(original)
-        noted = self.journal.entry(n) if self.journal is not None and self.writer.has_layer(n) else None
-        if noted is not None:
-            _set_stored_(layer, self.writer.stored_layer(n), n)
+        stored = self._stored_before(n)
+        if stored is not None:
+            noted, tensors = stored
+            _set_stored_(layer, tensors, n)
             self.rounded.move_(layer, *WHOLE_LAYER)
             if self.floats is not None:
                 self.floats.move_(original, *WHOLE_LAYER)
@@ -116,11 +166,20 @@ class _Walk:
         self.runner.release(n)
         return errors, store
 
+    def _stored_before(self, n: int) -> tuple[list[Row], dict[str, Tensor]] | None:
+        """What a walk before this one noted of a layer, and its tensors."""
+        if self.journal is None or self.writer is None or not self.writer.has_layer(n):
+            return None
+        noted = self.journal.entry(n)
+        return None if noted is None else (noted, self.writer.stored_layer(n))
+
     def _quantize_(self, layer: nn.Module, original: nn.Module, n: int) -> tuple[list[LinearError], dict[str, Tensor]]:
         if self.learner is not None:
             self.learner.remember_()
-        linears = self.quantizer.round_(layer, original, f"layers.{n}")
+        kept = frozenset(linear for layer_number, linear in self.kept if layer_number == n)
+        linears = self.quantizer.round_(layer, original, kept, f"layers.{n}")
         errors = [LinearError(n, name, linear.error, linear.nearest_error) for name, linear in linears.items()]
+        linears = {name: linear for name, linear in linears.items() if name not in kept}
         if self.learner is None:
             self.rounded.move_(layer, LEAVE)
         else:
@@ -130,13 +189,23 @@ class _Walk:
                 set_weight_(layer, name, linear)
             self.learner.return_()
             self.rounded.move_(layer, *WHOLE_LAYER)
-        return errors, _stored(layer, linears, n)
+        return errors, self._tensors(layer, linears, n)
+
+    def _tensors(self, layer: nn.Module, linears: dict[str, QuantizedLinear], n: int) -> dict[str, Tensor]:
+        """Canonical tensors of a quantized layer."""
+        pack = format_named(self.recipe.format).pack_linear
+        packed = {f"{name}.{k}": v for name, lin in linears.items() for k, v in pack(lin.q, lin.grid).items()}
+        rest = {name: p.data for name, p in layer.named_parameters() if name.removesuffix(".weight") not in linears}
+        halves = narrowed({f"model.layers.{n}.{name}": tensor for name, tensor in rest.items()}, torch.float16)
+        named = {f"model.layers.{n}.{name}": tensor for name, tensor in packed.items()}
+        return {name: tensor.cpu() for name, tensor in (named | halves).items()}
 
     def _store(self, n: int, tensors: dict[str, Tensor], errors: list[LinearError]) -> None:
-        if self.resources.workers.rank == 0:
-            self.writer.layer(n, tensors)
-            if self.journal is not None:
-                self.journal.finish(n, [asdict(error) for error in errors])
+        if self.writer is None or self.resources.workers.rank:
+            return
+        self.writer.layer(n, tensors)
+        if self.journal is not None:
+            self.journal.finish(n, [asdict(error) for error in errors])
 
     def _embedded(self, tokens: Tensor) -> Stream:
         hidden = self.resources.room((*tokens.shape, self.runner.hidden_size))
@@ -146,7 +215,7 @@ class _Walk:
 
 def _store_outer(checkpoint: Checkpoint, writer: ModelWriter | None) -> None:
     if writer is not None:
-        writer.outer(as_half(checkpoint.tensors(checkpoint.outer_names())))
+        writer.outer(narrowed(checkpoint.tensors(checkpoint.outer_names()), torch.float16))
 
 
 def _nothing() -> None:
@@ -158,33 +227,3 @@ def _set_stored_(layer: nn.Module, stored: dict[str, Tensor], n: int) -> None:
     prefix, like = f"model.layers.{n}.", next(layer.parameters())
     tensors = unpacked({name.removeprefix(prefix): tensor.to(like.device) for name, tensor in stored.items()})
     load_into_(layer, tensors, like.dtype, str(like.device))
-
-
-def quantization_config(recipe: AwqRecipe) -> dict[str, object]:
-    """What `config.json` says of the format; engines read the format and nothing of how it was found."""
-    return {
-        "quant_method": "awq",
-        "version": "gemm",
-        "bits": recipe.bits,
-        "group_size": recipe.group_size,
-        "zero_point": True,
-    }
-
-
-def _stored(layer: nn.Module, linears: dict[str, QuantizedLinear], n: int) -> dict[str, Tensor]:
-    """Canonical tensors of a quantized layer."""
-    packed = {f"{name}.{k}": v for name, lin in linears.items() for k, v in pack_linear(lin.q, lin.grid).items()}
-    kept = {name: p.data for name, p in layer.named_parameters() if name.removesuffix(".weight") not in linears}
-    return {f"model.layers.{n}.{name}": t.cpu() for name, t in (packed | as_half(kept)).items()}
-
-
-def as_half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Float16 copies; a value that float16 cannot hold is refused."""
-    halves = {name: tensor.half() for name, tensor in tensors.items()}
-    for name, half in halves.items():
-        if not torch.isfinite(half).all():
-            largest = float(tensors[name].abs().max())
-            raise CompressError(
-                f"{name}: {largest:.3g} exceeds float16's 65504; this model cannot be served in float16"
-            )
-    return halves

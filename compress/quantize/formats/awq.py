@@ -4,6 +4,8 @@ Everything is transposed to (in, out) and eight outputs share an int32; nibble i
 `NIBBLES[i]` of its eight (facts: lmdeploy 0.18, turbomind/weight_format.py). Zeros are stored as they are.
 """
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from jaxtyping import Int32, UInt8
 from torch import Tensor
@@ -13,6 +15,7 @@ from compress.quantize.grid import Grid, dequantize
 NIBBLES = (0, 2, 4, 6, 1, 3, 5, 7)
 BITS = 4
 PER_WORD = 8
+PARTS = ("qweight", "qzeros", "scales")  # the last part of each stored tensor's name
 
 
 def pack(q: UInt8[Tensor, "rows cols"]) -> Int32[Tensor, "cols words"]:
@@ -40,12 +43,27 @@ def pack_linear(q: UInt8[Tensor, "out in_features"], grid: Grid) -> dict[str, Te
     }
 
 
-def unpack_linear(stored: dict[str, Tensor]) -> tuple[Tensor, Grid]:
+def unpack_linear(stored: Mapping[str, Tensor]) -> tuple[Tensor, Grid]:
     """Codes and grid of a stored linear, the inverse of `pack_linear`."""
     q, z, s = unpack(stored["qweight"]), unpack(stored["qzeros"]), stored["scales"].float().t().contiguous()
     return q, Grid(s, z.float(), BITS, q.shape[1] // s.shape[1])
 
 
-def unpacked_weight(stored: dict[str, Tensor]) -> Tensor:
+def unpacked_weight(stored: Mapping[str, Tensor]) -> Tensor:
     """The float32 weight (out, in) that a stored linear stands for."""
     return dequantize(*unpack_linear(stored))
+
+
+def quantization_config(group_size: int, kept: Sequence[str] = ()) -> dict[str, object]:
+    """What `config.json` says of the format; engines read the format and nothing of how it was found.
+
+    `kept` are the linears that stay in 16 bits, by their canonical names.
+    """
+    said: dict[str, object] = {
+        "quant_method": "awq",
+        "version": "gemm",
+        "bits": BITS,
+        "group_size": group_size,
+        "zero_point": True,
+    }
+    return said | ({"modules_to_not_convert": list(kept)} if kept else {})

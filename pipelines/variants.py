@@ -1,0 +1,54 @@
+"""What `quantize` in params.yaml may hold: a recipe of one of three methods, and how its model is served."""
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
+
+from compress.checkpoint.config import LayoutName
+from compress.quantize.recipe import AwqRecipe
+from compress.quantize.schemes import Fp8Recipe, Int8Recipe
+from compress.quantize.turbomind import KERNELS
+from compress.strict import Strict
+
+
+class Served(Strict):
+    """A model written so that an engine loads it on `tensor_parallel` GPUs."""
+
+    from_: str = Field(alias="from")
+    layout: LayoutName = "llama"
+    tensor_parallel: int = Field(1, ge=1)
+
+
+class AwqVariant(AwqRecipe, Served):
+    """A model in 4 bits."""
+
+    @field_validator("group_size")
+    @classmethod
+    def _servable(cls, group_size: int, info: ValidationInfo) -> int:
+        legal = KERNELS[info.data["format"]].group_sizes if "format" in info.data else (group_size,)
+        if group_size not in legal:
+            verb = "is" if len(legal) == 1 else "are"
+            raise ValueError(f"only {' and '.join(map(str, legal))} {verb} taken by TurboMind")
+        return group_size
+
+
+class Fp8Variant(Fp8Recipe, Served):
+    """A model in 8-bit floating-point numbers."""
+
+
+class Int8Variant(Int8Recipe, Served):
+    """A model in 8-bit whole numbers."""
+
+
+def _method(raw: object) -> str:
+    """The method that a recipe names; 4 bits by AWQ where it names none."""
+    return str(raw.get("method", "awq") if isinstance(raw, Mapping) else getattr(raw, "method", None))
+
+
+QuantizeVariant = Annotated[
+    Annotated[AwqVariant, Tag("awq")] | Annotated[Fp8Variant, Tag("fp8")] | Annotated[Int8Variant, Tag("int8")],
+    Discriminator(
+        _method, custom_error_type="method", custom_error_message="must hold settings of method awq, fp8 or int8"
+    ),
+]
