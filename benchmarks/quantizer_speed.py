@@ -114,7 +114,7 @@ def profiled():
     timed(stream.Stream, "move_")
     timed(refine, "fit_scales")
     timed(refine, "descend")
-    timed(walk, "_stored")
+    timed(walk._Walk, "_tensors")
     timed(runner.LayerRunner, "load")
     return seconds
 

@@ -145,16 +145,16 @@ def test_windows_that_memory_cannot_hold_wait_on_disk(tmp_path):
 
 def test_the_stored_layer_is_the_layer_that_the_windows_went_through(tmp_path, monkeypatch):
     """Without this, what resumes would not be what went on."""
-    from compress.quantize import walk
+    from compress.quantize.walk import _Walk
 
     write_internlm2(tmp_path / "m")
-    went, store = [], walk._stored
+    went, tensors = [], _Walk._tensors
 
-    def remember(layer, linears, n):
+    def remember(self, layer, linears, n):
         went.append({name: p.detach().clone() for name, p in layer.named_parameters()})
-        return store(layer, linears, n)
+        return tensors(self, layer, linears, n)
 
-    monkeypatch.setattr(walk, "_stored", remember)
+    monkeypatch.setattr(_Walk, "_tensors", remember)
     quantized(tmp_path / "m", tmp_path / "q", AwqRecipe())
     from compress.checkpoint.runner import LayerRunner
 

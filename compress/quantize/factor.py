@@ -41,6 +41,6 @@ def factorize(H: Float[Tensor, "in_features in_features"], place: str) -> Factor
     with float32_products("highest"):
         lower, failed = torch.linalg.cholesky_ex(H[backwards][:, backwards])
         if failed.item() or not torch.isfinite(lower).all():
-            raise CompressError(f"{place}: Gram matrix is singular; raise rounding.damping or add windows")
+            raise CompressError(f"{place}: Gram matrix is singular; raise damping or add windows")
         identity = torch.eye(len(H), dtype=H.dtype, device=H.device)
         return Factor(order, torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True))
