@@ -37,6 +37,41 @@ def _recipes() -> str:
     return "\n" + head + "".join(rows)
 
 
+def _quality() -> str:
+    """A row a recipe, a column a domain; who made no weights has the reason instead."""
+    rows = _read("benchmarks/results/quantizer_quality.json")
+    domains = list(dict.fromkeys(row["domain"] for row in rows))
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        found.setdefault(row["recipe"], {})[row["domain"]] = row
+    head = f"| recipe | {' | '.join(domains)} | seconds |\n| --- |{' ---: |' * (len(domains) + 1)}\n"
+    order = sorted(found, key=lambda recipe: found[recipe][domains[0]].get("kl_nats", float("inf")))
+    return "\n" + head + "".join(_quality_row(recipe, found[recipe], domains) for recipe in order)
+
+
+def _quality_row(recipe: str, found: dict[str, Any], domains: list[str]) -> str:
+    first = found[domains[0]]
+    if first["reason"]:
+        return f"| {recipe} | {first['reason']} |{' |' * len(domains)}\n"
+    kl = " | ".join(f"{found[domain]['kl_nats']:.4f}" for domain in domains)
+    return f"| {recipe} | {kl} | {first['elapsed_s']:.0f} |\n"
+
+
+def _speed() -> str:
+    rows = _read("benchmarks/results/quantizer_speed.json")
+    heads = ("shape", "recipe", "layers", "GPUs", "seconds", "floor", "GPU memory")
+    head = f"| {' | '.join(heads)} |\n| --- | --- |{' ---: |' * 5}\n"
+    return (
+        "\n"
+        + head
+        + "".join(
+            f"| {row['shape']} | {row['recipe']} | {row['layers']} of {row['of_layers']} | {row['gpus']} "
+            f"| {row['elapsed_s']:.0f} | {row['floor_s']:.0f} | {row['peak_gpu_gib']:.1f} GiB |\n"
+            for row in rows
+        )
+    )
+
+
 def _engine() -> str:
     return f"{max(abs(row['difference_nats']) for row in _read('benchmarks/results/turbomind.json')):.5f}"
 
@@ -46,7 +81,9 @@ def _repro() -> str:
     return f"{run['elapsed_s'] / 60:.1f} minutes and {run['peak_bytes'] / 2**30:.1f} GiB"
 
 
-SECTIONS: dict[str, Callable[[], str]] = {"table": _table, "recipes": _recipes, "engine": _engine, "repro": _repro}
+SECTIONS: dict[str, Callable[[], str]] = {
+    "table": _table, "recipes": _recipes, "quality": _quality, "speed": _speed, "engine": _engine, "repro": _repro,
+}  # fmt: skip
 
 
 def render(text: str) -> str:

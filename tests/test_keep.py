@@ -1,13 +1,19 @@
 """What stays in 16 bits: enough of a layer, or the best of the model for its size, and only what engines take."""
 
 import itertools
+import json
 
 import pytest
 import torch
+from test_quantize import kl, quantized
+from test_resume import StopError, content, stop_after
+from test_resume import quantized as resumed
+from tiny import windows, write_internlm2
 
 from compress.quantize.formats.int4 import format_named
 from compress.quantize.grid import fit_grid, quantize
 from compress.quantize.keep import CHOICES, Cost, kept_in_16_bits, module_names, saved_bytes
+from compress.quantize.recipe import AwqRecipe
 from compress.quantize.schemes import KeepByError, KeepBySize
 from compress.quantize.sites import LINEARS
 
@@ -124,3 +130,35 @@ def test_saved_bytes_are_those_of_the_stored_tensors(name, group_size):
     packed = format_named(name).pack_linear(quantize(W, grid), grid)
     packed.pop("weight_shape", None)  # two numbers
     assert saved_bytes(W.numel(), group_size) == 2 * W.numel() - sum(t.nbytes for t in packed.values())
+
+
+# --- in the walk
+
+
+def test_the_dearest_linears_stay_in_16_bits_and_the_model_reads_back(tmp_path):
+    write_internlm2(tmp_path / "m")
+    losses = {}
+    for name, keep in {"all": None, "some": KeepBySize(by="size", most_megabytes=0.5)}.items():
+        errors = quantized(tmp_path / "m", tmp_path / name, AwqRecipe(keep=keep), "internlm2")
+        losses[name] = kl(tmp_path / name, tmp_path / "m", windows(8, seed=2))
+    said = json.loads((tmp_path / "some" / "config.json").read_text())["quantization_config"]
+    kept = {(error.layer, error.linear) for error in errors if error.error == 0}
+    assert kept
+    assert len(said["modules_to_not_convert"]) >= 1
+    assert losses["some"] < losses["all"]
+    smaller, larger = (
+        sum(file.stat().st_size for file in (tmp_path / name).glob("*.safetensors")) for name in ("all", "some")
+    )
+    assert 0 < larger - smaller <= 0.5e6
+
+
+def test_what_stays_in_16_bits_is_decided_once_also_when_the_run_is_killed(tmp_path, monkeypatch):
+    write_internlm2(tmp_path / "m")
+    recipe = AwqRecipe(keep=KeepByError(by="error", most=0.02))
+    resumed(tmp_path / "m", tmp_path / "whole", recipe)
+    with monkeypatch.context() as patched:
+        stop_after(patched, 0)
+        with pytest.raises(StopError):
+            resumed(tmp_path / "m", tmp_path / "parts", recipe)
+    resumed(tmp_path / "m", tmp_path / "parts", recipe)
+    assert content(tmp_path / "parts") == content(tmp_path / "whole")

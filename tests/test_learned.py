@@ -11,6 +11,7 @@ from compress.quantize.grid import Grid, dequantize, fit_grid, quantize
 from compress.quantize.learned import Latent, learn
 from compress.quantize.recipe import AwqRecipe, Learned
 from compress.quantize.sites import LINEARS
+from compress.quantize.stepper import Lesson
 from compress.quantize.workers import ALONE
 
 
@@ -28,7 +29,7 @@ def problem(tmp_path):
         q = quantize(W, grid)
         lean = (W.unflatten(1, (-1, 128)) / grid.scales[..., None] + grid.zeros[..., None]).flatten(1) - q
         latents[name] = Latent.start(q, lean, grid)
-    return layer, latents, h, y, runner.rope(h)
+    return layer, latents, Lesson(h, y, torch.ones(*h.shape[:2], 1)), runner.rope(h)
 
 
 def test_latents_start_at_the_codes_they_are_given():
@@ -67,13 +68,27 @@ def test_learning_lowers_the_error_on_windows_that_it_was_not_trained_on(problem
 
 
 def test_when_no_step_helps_the_start_is_kept(problem):
-    layer, latents, h, _, rope = problem
+    layer, latents, lesson, rope = problem
     before = {name: latent.codes()[0] for name, latent in latents.items()}
-    wanted = h + sum(0.0 * latent.a.sum() for latent in latents.values())
-    learning = learn(layer, latents, h, wanted + torch.randn_like(h) * 1e3, rope, LEARNED.rounding, 0, ALONE)
-    if learning.error == learning.start_error:
-        assert all(torch.equal(before[name], q) for name, (q, _) in learning.linears.items())
-    assert learning.error <= learning.start_error
+    hopeless = Learned(method="learned", steps=8, learning_rate=0.5, scale_rate=0.5, held_out=8)
+    learning = learn(layer, latents, lesson, rope, hopeless, 0, ALONE)
+    assert learning.error == learning.start_error
+    assert all(torch.equal(before[name], q) for name, (q, _) in learning.linears.items())
+
+
+def test_tokens_that_do_not_count_teach_nothing(problem):
+    layer, latents, lesson, rope = problem
+    counts = lesson.counts.clone()
+    counts[:, ::2] = 0
+    spoiled = lesson.y + (1 - counts) * 1e3
+    starts = [
+        {n: Latent.start(lat.codes()[0], torch.zeros_like(lat.u), lat.grid) for n, lat in latents.items()} for _ in "ab"
+    ]
+    lessons = Lesson(lesson.h, lesson.y, counts), Lesson(lesson.h, spoiled, counts)
+    pairs = zip(starts, lessons, strict=True)
+    first, second = (learn(layer, start, given, rope, LEARNED.rounding, 5, ALONE) for start, given in pairs)
+    assert first.error == second.error
+    assert all(torch.equal(first.linears[name][0], second.linears[name][0]) for name in LINEARS)
 
 
 def test_equal_seeds_give_equal_codes_and_the_layer_stays_as_it_was(problem):

@@ -180,6 +180,22 @@ def test_on_a_trained_model_feedback_and_refinement_each_lower_the_divergence(tm
     assert losses["whole"] < losses["no refinement"] < losses["no feedback"]
 
 
+def test_tokens_that_do_not_count_are_in_no_statistics(tmp_path):
+    write_internlm2(tmp_path / "m")
+    checkpoint, every = Checkpoint(tmp_path / "m"), windows(8)
+    counted = torch.ones_like(every, dtype=torch.bool)
+    counted[4:] = False
+    runs = {"masked": (every, counted), "fewer": (every[:4], None), "all": (every, None)}
+    errors = {}
+    for name, (tokens, which) in runs.items():
+        (tmp_path / name).mkdir()
+        writer = ModelWriter(tmp_path / name, checkpoint.config.replace(torch_dtype="float16"), "llama")
+        rows = quantize_model(checkpoint, tokens, AwqRecipe(), writer, Resources(batch=4), counted=which)
+        errors[name] = torch.tensor([row.error for row in rows])
+    assert torch.allclose(errors["masked"], errors["fewer"], rtol=1e-3)
+    assert not torch.allclose(errors["masked"], errors["all"], rtol=1e-3)
+
+
 def test_a_value_beyond_float16_is_refused(tmp_path):
     tensors = write_internlm2(tmp_path / "m")
     tensors["output.weight"][0, 0] = 1e6

@@ -7,7 +7,6 @@ The step with the least error on windows that were not trained on is kept, so th
 """
 
 # u (out, in) latents, q = round(u) codes · s, z (out, groups) scale and zero · a (out, groups) factor of the scale
-# h, y (windows, length, hidden) input and wanted output of the layer
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from compress.quantize.grid import SMALLEST_SCALE, Grid
 from compress.quantize.recipe import Learned
-from compress.quantize.stepper import Stepper
+from compress.quantize.stepper import Lesson, Stepper
 from compress.quantize.workers import Workers
 
 LOOKS = 8  # at the held-out windows, spread over the steps
@@ -82,27 +81,27 @@ class Learning:
 def learn(
     layer: nn.Module,
     latents: Mapping[str, Latent],
-    h: Float[Tensor, "windows length hidden"],
-    y: Float[Tensor, "windows length hidden"],
+    lesson: Lesson,
     rope: tuple[Tensor, Tensor],
     recipe: Learned,
     seed: int,
     workers: Workers,
 ) -> Learning:
     """Trains the latents on all windows but the last, which choose the step. `layer` is not modified."""
-    held_out = min(recipe.held_out, len(h) // 2)
-    stepper = Stepper(layer, latents, rope, recipe, workers, h.shape[1:], h.dtype)
-    power = stepper.power(h[-held_out:], y[-held_out:])
+    split = len(lesson) - min(recipe.held_out, len(lesson) // 2)
+    held_out = lesson[slice(split, None)] if split < len(lesson) else lesson
+    stepper = Stepper(layer, latents, rope, recipe, workers, lesson)
+    power = stepper.power(held_out)
     draws = torch.Generator().manual_seed(seed)
-    first = error = best = stepper.error(h[-held_out:], y[-held_out:]) / power
+    first = error = best = stepper.error(held_out) / power
     kept = {name: latent.codes() for name, latent in latents.items()}
     stepper.normalize_(GRADIENT, first * power)
     share = max(1, recipe.batch // workers.count)
     for step in range(1, recipe.steps + 1):
-        chosen = torch.randperm(len(h) - held_out, generator=draws)[:share]
-        stepper.step_(h, y, chosen.tolist(), 1 - (step - 1) / recipe.steps)
+        chosen = torch.randperm(split, generator=draws)[:share]
+        stepper.step_(lesson, chosen.tolist(), 1 - (step - 1) / recipe.steps)
         if step % max(1, recipe.steps // LOOKS) == 0 or step == recipe.steps:
-            error = stepper.error(h[-held_out:], y[-held_out:]) / power
+            error = stepper.error(held_out) / power
             if error < best:
                 best, kept = error, {name: latent.codes() for name, latent in latents.items()}
     return Learning(kept, first, best)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from compress.checkpoint.hidden import HiddenStates
@@ -11,6 +12,7 @@ from compress.quantize.learned import Latent, learn
 from compress.quantize.precision import repeatable
 from compress.quantize.recipe import AwqRecipe, Learned
 from compress.quantize.resources import Resources
+from compress.quantize.stepper import Lesson
 from compress.quantize.stream import WHOLE_LAYER, Stream, compute
 
 ON_DEVICE_BYTES = 2**31  # training windows that take less stay on the device
@@ -20,12 +22,19 @@ class Learner:
     """Trains each layer's codes on the inputs that the rounded model gives it."""
 
     def __init__(
-        self, recipe: AwqRecipe, rounding: Learned, resources: Resources, rounded: Stream, floats: Stream | None
+        self,
+        recipe: AwqRecipe,
+        rounding: Learned,
+        resources: Resources,
+        rounded: Stream,
+        floats: Stream | None,
+        counted: Bool[Tensor, "windows length"] | None = None,
     ) -> None:
         self.share = recipe.feedback.share if recipe.feedback else 0.0
         self.rounding, self.resources, self.rounded, self.floats = rounding, resources, rounded, floats
         shape = tuple(rounded.hidden.values.shape)
         self._start, self._wanted = resources.room(shape), resources.room(shape)
+        self._counts = torch.ones(*shape[:2], 1) if counted is None else counted[..., None].float()
 
     def remember_(self) -> None:
         """Keeps the windows as the layer gets them."""
@@ -41,13 +50,13 @@ class Learner:
     ) -> tuple[dict[str, QuantizedLinear], float, float]:
         """The linears trained, and the layer's relative output error before and after."""
         self._want(original)
-        h, y = self._near(self._start), self._near(self._wanted)
+        lesson = Lesson(self._near(self._start), self._near(self._wanted), self._counts)
         latents = {
             name: Latent.start(linear.q, _required(linear.lean), linear.grid) for name, linear in linears.items()
         }
-        rope = self.rounded.runner.rope(h[:1].to(self.resources.device))
+        rope = self.rounded.runner.rope(lesson.h[:1].to(self.resources.device))
         with repeatable():
-            learning = learn(layer, latents, h, y, rope, self.rounding, seed, self.resources.workers)
+            learning = learn(layer, latents, lesson, rope, self.rounding, seed, self.resources.workers)
         made = {
             name: replace(linear, q=learning.linears[name][0], grid=learning.linears[name][1], lean=None)
             for name, linear in linears.items()

@@ -143,7 +143,7 @@ class _Walk:
             recipe, checkpoint.config, resources.workers, self.rounded, self.floats, counted
         )
         self.learner = (
-            Learner(recipe, recipe.rounding, resources, self.rounded, self.floats)
+            Learner(recipe, recipe.rounding, resources, self.rounded, self.floats, counted)
             if isinstance(recipe.rounding, Learned)
             else None
         )
@@ -180,7 +180,7 @@ class _Walk:
         linears = self.quantizer.round_(layer, original, kept, f"layers.{n}")
         errors = [LinearError(n, name, linear.error, linear.nearest_error) for name, linear in linears.items()]
         linears = {name: linear for name, linear in linears.items() if name not in kept}
-        if self.learner is None:
+        if self.learner is None or not linears:
             self.rounded.move_(layer, LEAVE)
         else:
             linears, start, error = self.learner.learn(layer, original, linears, seed=n)

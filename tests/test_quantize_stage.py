@@ -1,0 +1,90 @@
+"""The stage `quantize` as a process: killed and run again, run twice, run by two at once."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny import CONFIG, windows, write_internlm2
+from tiny_repository import PARAMS, write_base, write_source
+
+from compress.corpus import Windows, save_windows
+from registry.manifest import read, verify
+
+ROOT = Path(__file__).parents[1]
+ARGUMENTS = ["awq", "models/base", "data", "models/awq", "traces/awq"]
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A base of four layers, calibration windows and one variant."""
+    values = PARAMS | {"quantize": {"awq": {"from": "base"}}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    write_source(tmp_path / "source")
+    write_internlm2(tmp_path / "source", CONFIG | {"num_hidden_layers": 4})
+    write_base(tmp_path / "source", tmp_path / "models" / "base")
+    for folder in ("data", "traces"):
+        (tmp_path / folder).mkdir()
+    save_windows(Windows(windows(4, 16).numpy().astype("int32"), ["text"] * 4), tmp_path / "data")
+    return tmp_path
+
+
+def start(repository, *launcher):
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "TURBOPRESS_DEVICE": "cpu",
+    }
+    command = [sys.executable, "-m", *launcher, "pipelines.quantize", *ARGUMENTS]
+    return subprocess.Popen(command, cwd=repository, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+
+
+def test_a_killed_stage_goes_on_and_leaves_nothing_but_the_model(repository):
+    finish(start(repository))
+    whole = verify(repository / "models" / "awq").digest
+    trace = (repository / "traces" / "awq" / "trace.json").read_bytes()
+    for folder in (repository / "models" / "awq", repository / "traces" / "awq"):
+        folder.rename(repository / f"first-{folder.parent.name}")
+    process = start(repository)
+    while not list(repository.glob("models/.awq.journal-*/layer-00001.json")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (repository / "models" / "awq").exists()
+    shard = next(repository.glob("models/.awq.incoming-*/model-00002-of-*"))
+    made = shard.stat().st_ino
+    finish(start(repository))
+    assert verify(repository / "models" / "awq").digest == whole
+    assert (repository / "models" / "awq" / shard.name).stat().st_ino == made
+    assert (repository / "traces" / "awq" / "trace.json").read_bytes() == trace
+    assert sorted(path.name for path in (repository / "models").iterdir()) == ["awq", "base"]
+
+
+def test_a_finished_stage_run_again_does_nothing_and_other_inputs_are_not_taken_up(repository):
+    finish(start(repository))
+    weights = repository / "models" / "awq" / "model-00002-of-00006.safetensors"
+    before = weights.stat().st_mtime_ns
+    finish(start(repository))
+    assert weights.stat().st_mtime_ns == before
+    values = yaml.safe_load((repository / "params.yaml").read_text())
+    values["quantize"]["awq"]["damping"] = 0.4
+    (repository / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    _, errors = start(repository).communicate()
+    assert "models/awq: exists already, and nothing is written over" in errors
+
+
+def test_two_processes_make_one_model(repository):
+    finish(start(repository, "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"))
+    manifest = read(repository / "models" / "awq")
+    assert manifest == verify(repository / "models" / "awq")
+    assert sorted(path.name for path in (repository / "models").iterdir()) == ["awq", "base"]
