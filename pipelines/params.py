@@ -18,6 +18,7 @@ from compress.quantize.turbomind import GROUP_SIZE
 from compress.strict import Strict
 from pipelines import lineage
 from pipelines.lineage import BASE
+from serving.profile import EngineProfile
 
 FILE = "params.yaml"
 _NOTHING = object()
@@ -86,6 +87,7 @@ class Params(Strict):
     distill: dict[str, DistillVariant]
     quantize: dict[str, QuantizeVariant]
     registry: Registry
+    serve: EngineProfile = EngineProfile()  # what `turbopress serve` tells LMDeploy, unless a flag says otherwise
 
     @property
     def variants(self) -> dict[str, Family]:

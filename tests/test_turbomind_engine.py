@@ -12,12 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from lmdeploy_environment import PROGRAM, interpreter
 
 from pipelines.params import load
 
 ROOT = Path(__file__).parents[1]
-PROGRAM = ROOT.parent / "shared" / "turbomind_check"
-HOME = Path(os.environ.get("TURBOMIND_CHECK_VENV") or ROOT / ".venv-turbomind")
 CHAT_END = "<|im_end|>"
 LAYOUTS = {"llama": "LlamaForCausalLM", "internlm2": "InternLM2ForCausalLM"}
 QUANTIZED = list(load(ROOT).quantize)
@@ -40,14 +39,7 @@ pytestmark = pytest.mark.skipif(not PROGRAM.is_dir(), reason="../shared/turbomin
 
 @pytest.fixture(scope="module")
 def python():
-    """The interpreter of an environment with LMDeploy, made once for all runs of the tests."""
-    marker = HOME / "installed"
-    if "TURBOMIND_CHECK_VENV" not in os.environ and not marker.exists():
-        shutil.rmtree(HOME, ignore_errors=True)  # what an interrupted run left
-        made = subprocess.run([PROGRAM / "setup.sh", HOME], capture_output=True, text=True, check=False)
-        assert made.returncode == 0, made.stderr[-3000:]
-        marker.touch()
-    return HOME / "bin" / "python"
+    return interpreter()
 
 
 @pytest.fixture(scope="module")
