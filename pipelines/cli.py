@@ -10,10 +10,12 @@ from rich.console import Console
 
 from pipelines.chat import chat
 from pipelines.check import in_order
+from pipelines.conformance import conformance
 from pipelines.memory import memory
 from pipelines.params import ParamsError, load
 from pipelines.serve import serve
 from pipelines.stage import new_artifact, one_line_errors, parent, repository_root
+from pipelines.web import web
 from registry.manifest import verify as verify_folder
 
 app = typer.Typer(
@@ -102,7 +104,7 @@ def convert(
     print(f"{to}: {folder} in layout {layout}")
 
 
-for verb in (chat, memory, serve):
+for verb in (chat, conformance, memory, serve, web):
     app.command()(verb)
 
 

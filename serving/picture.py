@@ -16,19 +16,20 @@ def picture(rows: Sequence[Choice], path: Path) -> None:
     figure = Figure(figsize=(8, 1.2 + 0.32 * len(rows)), layout="constrained")
     axes = figure.subplots()
     places = range(len(rows))[::-1]
+    card = rows[0].plan.gpu_bytes / 2**30
     left = [0.0] * len(rows)
     for part, color in PARTS.items():
         sizes = [getattr(row.plan, f"{part}_bytes") / 2**30 for row in rows]
         axes.barh(places, sizes, left=left, color=color, label=WORDS[part])
         left = [a + b for a, b in zip(left, sizes, strict=True)]
-    for place, row, end in zip(places, rows, left, strict=True):
-        axes.annotate(
-            f"{row.plan.tokens:,} tokens", (end, place), (4, 0), textcoords="offset points", va="center", fontsize=8
-        )
-    axes.axvline(rows[0].plan.gpu_bytes / 2**30, color="#444444", linestyle="--", linewidth=1)
+    end = max(*left, card)
+    for place, row in zip(places, rows, strict=True):
+        axes.annotate(f"{row.plan.tokens:,} tokens", (end * 1.01, place), va="center", fontsize=8)
+    axes.axvline(card, color="#444444", linestyle="--", linewidth=1)
     axes.set_yticks(list(places), [_label(row) for row in rows], fontsize=8)
-    axes.set(xlabel="GiB of a GPU (dashed: the card)", xlim=(0, 1.25 * max(*left, rows[0].plan.gpu_bytes / 2**30)))
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=4, fontsize=8, frameon=False)
+    axes.set(xlabel="GiB of a GPU (dashed: the card)", xlim=(0, 1.18 * end))
+    axes.margins(y=0.01)
+    figure.legend(loc="outside upper center", ncols=len(PARTS), fontsize=8, frameon=False)
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
