@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.summary import markdown
+from serving.memory import plan
+from serving.profile import EngineProfile
+from serving.shape import read_shape
 
 ROOT = Path(__file__).parents[1]
 SECTION = re.compile(r"(<!-- (\w+)[^>]*-->)(.*?)(<!-- end -->)", re.DOTALL)
@@ -46,7 +49,29 @@ def _repro() -> str:
     return f"{run['elapsed_s'] / 60:.1f} minutes and {run['peak_bytes'] / 2**30:.1f} GiB"
 
 
-SECTIONS: dict[str, Callable[[], str]] = {"table": _table, "recipes": _recipes, "engine": _engine, "repro": _repro}
+def _memory() -> str:
+    shape = read_shape(ROOT / "benchmarks" / "results" / "internlm2_chat_1_8b.json")
+    lines = [
+        "| weights | KV cache | cache ratio | nvidia-smi | planned | tokens |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in _read("benchmarks/results/tutorial_readings.json"):
+        told = EngineProfile(cache_max_entry_count=row["cache"])
+        planned = plan(shape, told, 24 * 2**30, row["weight_bits"])
+        lines.append(
+            f"| {row['weight_bits']}-bit | 16-bit | {row['cache']} | {row['read_mib']:,} MiB "
+            f"| {planned.total_bytes / 2**20:,.0f} MiB | {planned.tokens:,} |"
+        )
+    return "\n" + "\n".join(lines) + "\n"
+
+
+SECTIONS: dict[str, Callable[[], str]] = {
+    "table": _table,
+    "recipes": _recipes,
+    "engine": _engine,
+    "repro": _repro,
+    "memory": _memory,
+}
 
 
 def render(text: str) -> str:
