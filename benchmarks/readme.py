@@ -7,9 +7,12 @@ A test renders the page again and compares, so a figure that no file backs canno
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/serving.py would stand before the package
 
 from pipelines.summary import markdown
 from serving.memory import plan

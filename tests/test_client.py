@@ -5,10 +5,10 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
+from real_server import transformers_server
 from tiny_repository import WORDS, make_repository
 
 from serving import pipeline
@@ -30,25 +30,8 @@ def repository(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(repository, tmp_path_factory):
-    """transformers' own server on the float base; its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("log") / "log"
-    program = Path(sys.executable).with_name("transformers")
-    command = [program, "serve", str(repository / "models" / "base"), "--device", "cpu", "--port", str(port)]
-    env = os.environ | {"HF_HUB_OFFLINE": "1"}
-    with log.open("w") as file:
-        process = subprocess.Popen(command, env=env, stdout=file, stderr=subprocess.STDOUT)
-    client = Client(f"http://127.0.0.1:{port}")
-    for _ in range(300):
-        if client.is_healthy() or process.poll() is not None:
-            break
-        time.sleep(0.2)
-    assert client.is_healthy(), log.read_text()
-    yield client.address
-    process.terminate()
-    process.wait(30)
+    with transformers_server(repository / "models" / "base", tmp_path_factory.mktemp("log") / "log") as address:
+        yield address
 
 
 @pytest.fixture
