@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from pipelines import vision
 from pipelines.chat import chat
 from pipelines.check import in_order
 from pipelines.conformance import conformance
@@ -106,6 +107,7 @@ def convert(
 
 for verb in (chat, conformance, memory, serve, web):
     app.command()(verb)
+app.add_typer(vision.app, name="vision")
 
 
 def _print_json(value: Any) -> None:

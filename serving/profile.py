@@ -15,7 +15,8 @@ from serving.shape import Shape
 HEAD_DIMS = (64, 128, 192, 256)  # the engine has attention kernels for these; another head_dim aborts its process
 NO_INT4_KV = (192,)
 TENSOR_PARALLEL = (1, 2, 4, 8, 16)
-TURBOMIND = ("InternLM2ForCausalLM", "LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "InternVLChatModel")
+TEXT_MODELS = ("InternLM2ForCausalLM", "LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+TURBOMIND = (*TEXT_MODELS, "InternVLChatModel", "InternVLForConditionalGeneration")  # LMDeploy's PyTorch serves others
 
 KvBits = Literal[0, 4, 8]
 ModelFormat = Literal["hf", "awq", "gptq", "compressed-tensors", "fp8"]

@@ -118,6 +118,7 @@ def _vision_parameters(raw: Mapping[str, Any], hidden: int) -> int:
     """A vision transformer of v wide layers, its patches, and two linears from what it sees to the language model."""
     vision = raw.get("vision_config") or {}
     v, inter, layers = (vision.get(key, 0) for key in ("hidden_size", "intermediate_size", "num_hidden_layers"))
-    patches = 3 * vision.get("patch_size", 14) ** 2 * v
+    patch = vision.get("patch_size", 14)
+    patches = 3 * (patch[0] if isinstance(patch, list) else patch) ** 2 * v
     seen = v / raw.get("downsample_ratio", 1) ** 2  # InternVL joins neighbours before it projects
     return int(layers * (4 * v * v + 2 * v * inter) + patches + (seen + hidden) * hidden) if v else 0
