@@ -1,8 +1,10 @@
 """Images in a conversation, in the OpenAI protocol's form: a part of a message, its bytes in the URL."""
 
 import base64
+import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from serving.engine import Message
 from serving.errors import ServingError
@@ -28,6 +30,19 @@ def data_url(path: Path) -> str:
         if content.startswith(signature):
             return f"data:{kind};base64,{base64.b64encode(content).decode()}"
     raise ServingError(f"{path}: is no PNG, JPEG or WebP; convert it")
+
+
+def picture(url: str) -> Any:
+    """The image that a data URL holds; nothing is fetched from elsewhere."""
+    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415 - only images need it
+
+    head, _, content = url.partition(";base64,")
+    if not head.startswith("data:image/"):
+        raise ServingError(f"{url[:60]}: is no image in the message itself; send its bytes")
+    try:
+        return Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB")
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        raise ServingError(f"image: is damaged ({error}); send another") from None
 
 
 def words(message: Message) -> str:

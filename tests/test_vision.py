@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from lmdeploy_environment import PROGRAM, emulated, interpreter
-from tiny_repository import write_base, write_quantized
+from tiny_repository import WORDS, write_base, write_quantized
 from transformers import AutoConfig, AutoModelForImageTextToText
 from vision_models import tensors_of, write_internvl, write_llava
 
@@ -18,6 +18,8 @@ from compress.checkpoint.load import load_model
 from compress.checkpoint.vision import VisionLanguage, give, take
 from compress.errors import CompressError
 from registry.manifest import verify
+from serving import pipeline
+from serving.errors import ServingError
 from serving.shape import read_shape
 
 ROOT = Path(__file__).parents[1]
@@ -138,6 +140,27 @@ def test_the_commands_take_and_give(made, tmp_path):
     assert tensors_of(tmp_path / "language").keys() == tensors_of(made.language).keys()
     manifest = verify(tmp_path / "joined")
     assert (manifest.kind, manifest.parents) == ("quantized", {"language": verify(made.small).digest})
+
+
+def test_a_quantized_llava_answers_about_an_image_in_this_process(tmp_path, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.setenv("TURBOPRESS_DEVICE", "cpu")
+    made = Made(tmp_path, write_llava)
+    for n, color in enumerate(("red", "blue")):
+        Image.effect_noise((40, 30), 90 * (n + 1)).convert("RGB").save(tmp_path / f"{color}.png")
+    pipe = pipeline(made.joined, engine="transformers")
+    told = {"max_tokens": 6, "temperature": 0}
+    red, again, blue = (
+        pipe("word100 word200", images=[tmp_path / f"{c}.png"], **told).text for c in ("red", "red", "blue")
+    )
+    assert red == again
+    assert set(red.split()) <= set(WORDS)
+    assert pipe("word100 word200", **told).text  # and without one
+    assert red != blue
+    elsewhere = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/y.png"}}]}]
+    with pytest.raises(ServingError, match="send its bytes"):
+        list(pipe.stream(elsewhere))
 
 
 @pytest.mark.skipif(not PROGRAM.is_dir(), reason="../shared/turbomind_check is not there")

@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from test_serve import free_port
 from tiny_repository import WORDS, make_repository
+from vision_models import write_llava
 
 from serving.engine import Sampling
 from serving.errors import ServingError
@@ -134,17 +136,25 @@ def test_app_py_makes_the_page_from_the_base_that_comes_with_the_repository():
 # --- in Chromium
 
 
+@contextmanager
+def opened(root, *models):
+    """The page on these models; its address."""
+    port = free_port()
+    command = [sys.executable, "-m", "pipelines.cli", "web", *models, "--port", str(port)]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "TURBOPRESS_DEVICE": "cpu", "HF_HUB_OFFLINE": "1"}
+    with subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == f"the page is at http://127.0.0.1:{port}; Ctrl-C ends it\n"
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+
+
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """The page on two variants of a small repository."""
-    root, port = make_repository(tmp_path_factory.mktemp("repository")), free_port()
-    command = [sys.executable, "-m", "pipelines.cli", "web", "base", "awq-w4", "--port", str(port)]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "TURBOPRESS_DEVICE": "cpu", "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.PIPE, text=True)
-    with process:
-        assert process.stdout.readline() == f"the page is at http://127.0.0.1:{port}; Ctrl-C ends it\n"
-        yield f"http://127.0.0.1:{port}"
-        process.terminate()
+    with opened(make_repository(tmp_path_factory.mktemp("repository")), "base", "awq-w4") as place:
+        yield place
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +224,27 @@ def test_stop_ends_a_long_answer(page):
     page.wait_for_function("() => /word/.test(document.querySelector('#conversation .message.bot')?.innerText)")
     page.click("#stop")
     assert len(conversation(page, 2)[1].split()) < 2000
+
+
+@needs_chromium
+def test_a_visitor_shows_an_image_to_a_model_that_sees(browser, tmp_path):
+    from PIL import Image
+
+    write_llava(tmp_path / "llava")
+    Image.effect_noise((40, 30), 90).convert("RGB").save(tmp_path / "noise.png")
+    with opened(tmp_path, "./llava") as place:
+        page = browser.new_page()
+        page.set_default_timeout(60_000)
+        page.goto(place)
+        page.set_input_files("#message input[type=file]", tmp_path / "noise.png")
+        page.wait_for_selector("#message img")
+        limit(page, 6)
+        page.fill("#message textarea", "word100 word200")
+        page.click("#send")
+        said = conversation(page, 2)
+        page.close()
+    assert said[0] == "🖼 word100 word200"
+    assert set(said[1].split()) <= set(WORDS)
 
 
 @needs_chromium

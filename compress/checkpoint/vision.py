@@ -22,6 +22,7 @@ from compress.checkpoint import internvl
 from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.config import INTERNLM2_CLASS, STOCK_CLASSES, read_config
 from compress.checkpoint.convert import write_in_layout
+from compress.checkpoint.load import unpacked
 from compress.checkpoint.tensor_files import TensorFiles
 from compress.checkpoint.write import write_json
 from compress.errors import CompressError
@@ -201,3 +202,16 @@ def _copy_the_rest(source: Path, out: Path) -> None:
         told = json.loads(config.read_text("utf8"))
         if told.pop("auto_map", None) is not None:
             write_json(config, told)
+
+
+def unpack(folder: Path, out: Path) -> None:
+    """Writes the model of `folder` for the stock class to read: its 4-bit linears as the numbers they stand for."""
+    files, config = TensorFiles(folder), dict(read_config(folder))
+    config.pop("quantization_config", None)
+    names: dict[str, list[str]] = {}  # by module, because a packed linear is three tensors
+    for name in files.names:
+        names.setdefault(name.rpartition(".")[0], []).append(name)
+    modules = (unpacked({name: files.read(name) for name in together}) for together in names.values())
+    _write_tensors(out, chain.from_iterable(tensors.items() for tensors in modules))
+    write_json(out / "config.json", config | {"torch_dtype": "float32"})
+    _copy_the_rest(folder, out)

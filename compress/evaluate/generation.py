@@ -55,10 +55,14 @@ class Speaker:
         inputs = self.tokenizer(prompt, return_tensors="pt", add_special_tokens=not marked).to(self.model.device)
         if not inputs["input_ids"].numel():
             raise CompressError("prompt: holds no token; write something to continue")
+        yield from self.stream(dict(inputs), sampling)
+
+    def stream(self, inputs: dict[str, torch.Tensor], sampling: Sampling) -> Iterator[str]:
+        """Pieces of what follows what the model is given: token ids, and whatever else it takes."""
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         failures: list[BaseException] = []
         stopped = Event()
-        told = (inputs["input_ids"], streamer, sampling, stopped, failures)
+        told = (inputs, streamer, sampling, stopped, failures)
         thread = Thread(target=self._speak, args=told, daemon=True, name="speaker")
         thread.start()
         try:
@@ -71,7 +75,7 @@ class Speaker:
 
     def _speak(
         self,
-        ids: torch.Tensor,
+        inputs: dict[str, torch.Tensor],
         streamer: TextIteratorStreamer,
         sampling: Sampling,
         stopped: Event,
@@ -79,12 +83,14 @@ class Speaker:
     ) -> None:
         """Generates into the streamer, and ends it whatever happens: its reader would wait for ever."""
         try:
-            self._generate(ids, streamer, sampling, stopped)
+            self._generate(inputs, streamer, sampling, stopped)
         except BaseException as error:
             failures.append(error)
             streamer.end()
 
-    def _generate(self, ids: torch.Tensor, streamer: TextIteratorStreamer, sampling: Sampling, stopped: Event) -> None:
+    def _generate(
+        self, inputs: dict[str, torch.Tensor], streamer: TextIteratorStreamer, sampling: Sampling, stopped: Event
+    ) -> None:
         torch.manual_seed(sampling.seed)
         drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
         config = GenerationConfig(
@@ -94,6 +100,7 @@ class Speaker:
             **(drawn if sampling.temperature else {"do_sample": False}),
         )
         self.model.generate(
-            ids, attention_mask=torch.ones_like(ids), generation_config=config, streamer=streamer,
+            **(inputs | {"attention_mask": torch.ones_like(inputs["input_ids"])}), generation_config=config,
+            streamer=streamer,
             stopping_criteria=[lambda tokens, _: torch.full(tokens.shape[:1], stopped.is_set(), device=tokens.device)],
         )  # fmt: skip
