@@ -92,8 +92,8 @@ def parse_shape(raw: Mapping[str, Any], place: str) -> Shape:
         max_positions=text.get("max_position_embeddings"),
         rope_factor=_rope_factor(text),
         tied=bool(text.get("tie_word_embeddings", False)),
-        bits=int(quantization.get("bits", 4)) if quantization else 16,
-        group_size=int(quantization.get("group_size", 128)) if quantization else None,
+        bits=_bits(quantization) if quantization else 16,
+        group_size=_group_size(quantization) if quantization else None,
         quant_method=quantization.get("quant_method") if quantization else None,
         vision_parameters=_vision_parameters(raw, text["hidden_size"]) if section else 0,
     )
@@ -105,6 +105,24 @@ def _require(text: Mapping[str, Any], place: str) -> None:
     ]
     if wrong:
         raise ServingError(f"{place}: {', '.join(wrong)}; write the published values")
+
+
+def _bits(quantization: Mapping[str, Any]) -> int:
+    """Of a quantized linear's weight, in any spelling that the engine takes."""
+    if quantization.get("quant_method") == "fp8":
+        return 8
+    return int(_weights(quantization).get("num_bits") or quantization.get("bits", 4))
+
+
+def _group_size(quantization: Mapping[str, Any]) -> int:
+    return int(_weights(quantization).get("group_size") or quantization.get("group_size", 128))
+
+
+def _weights(quantization: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How compressed-tensors describes a group of linears; empty for the others."""
+    groups: Mapping[str, Any] = quantization.get("config_groups") or {}
+    weights: Mapping[str, Any] = next((group.get("weights") or {} for group in groups.values()), {})
+    return weights
 
 
 def _rope_factor(text: Mapping[str, Any]) -> float:

@@ -109,6 +109,30 @@ def test_the_choice_is_the_least_lossy_that_holds_the_load():
     assert choose(rows, Load(1000, 4096)) is None
 
 
+@pytest.mark.parametrize(
+    ("quantization", "bits", "spent"),
+    [
+        ({"quant_method": "awq", "bits": 4, "group_size": 128}, 4, 4.25),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, 4, 4.25),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, 8, 8),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"group_0": {"weights": {"num_bits": 4, "group_size": 32}}},
+            },
+            4,
+            5,
+        ),
+    ],
+    ids=lambda value: value["quant_method"] if isinstance(value, dict) else str(value),
+)
+def test_every_stored_format_has_its_bits(quantization, bits, spent):
+    shape = parse_shape({**INTERNLM2_CHAT_1_8B, "quantization_config": quantization}, "config.json")
+    assert shape.bits == bits
+    linears = weights_bytes(shape, 1, bits) - 2 * shape.other_parameters
+    assert 8 * linears / shape.linear_parameters == pytest.approx(spent, rel=1e-6)
+
+
 def test_a_vision_tower_counts_among_the_weights():
     vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "patch_size": 14}
     both = {"architectures": ["LlavaForConditionalGeneration"], "text_config": INTERNLM2_CHAT_1_8B}
