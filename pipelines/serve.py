@@ -1,5 +1,6 @@
 """`turbopress serve`: LMDeploy's OpenAI server on a verified artifact, its memory known before it starts."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,8 @@ from pipelines.params import ParamsError, load
 from pipelines.stage import repository_root
 from registry.manifest import MANIFEST, verify
 from serving.choices import choices
+from serving.client import API_KEY
+from serving.engine import load_engine
 from serving.errors import ServingError
 from serving.gpus import Gpu, gpus, show_size
 from serving.memory import MemoryPlan, plan
@@ -19,6 +22,7 @@ from serving.profile import EngineProfile, backend, command, fitted
 from serving.server import LOOPBACK, PORT, Server, forwarding, lmdeploy_command, require_free
 from serving.shape import Shape, read_shape
 
+ENGINES = ("lmdeploy", "transformers")
 ANYWHERE = ("0.0.0.0", "::")  # noqa: S104 - compared with, not listened on
 
 
@@ -33,8 +37,11 @@ def serve(
     host: Annotated[str, typer.Option(help="who may connect; this machine alone, unless told otherwise")] = LOOPBACK,
     port: int = PORT,
     timeout: Annotated[float, typer.Option(help="seconds until it must answer")] = 600.0,
+    engine: Annotated[str, typer.Option(help="lmdeploy, or transformers on a machine without a GPU")] = "lmdeploy",
 ) -> None:
-    """Start LMDeploy's OpenAI server on an artifact. TURBOPRESS_API_KEY, where set, is asked of every client."""
+    """Start an OpenAI-protocol server on an artifact. TURBOPRESS_API_KEY, where set, is asked of every client."""
+    if engine not in ENGINES:
+        raise ParamsError(f"--engine: {engine}; choose {' or '.join(ENGINES)}")
     folder = model_folder(model)
     if (folder / MANIFEST).exists():
         verify(folder)
@@ -42,6 +49,9 @@ def serve(
     flags = _flags(cache, kv, tp, session_len, max_batch, prefix_caching)
     profile = fitted(_defaults().model_copy(update=flags), shape, model)
     require_free(host, port)
+    if engine == "transformers":
+        _serve_here(folder, profile, model, host, port)
+        return
     planned = require_memory(shape, profile, gpus(), model)
     told = command(profile, folder, host=host, port=port, model_name=_served_name(model), backend=backend(shape))
     address = f"http://{LOOPBACK if host in ANYWHERE else host}:{port}"
@@ -52,10 +62,19 @@ def serve(
         server.wait()
 
 
+def _serve_here(folder: Path, profile: EngineProfile, model: str, host: str, port: int) -> None:
+    """Serves from this process, without a GPU: slowly, and the same answers."""
+    from serving import local_server  # noqa: PLC0415 - a web server is slow to import
+
+    loaded = load_engine(folder, profile, "transformers")
+    print(f"{model}: ready at http://{host}:{port}/v1, one answer at a time", flush=True)
+    local_server.run(loaded, host=host, port=port, key=os.environ.get(API_KEY))
+
+
 def require_memory(shape: Shape, profile: EngineProfile, cards: list[Gpu], place: str) -> MemoryPlan:
     """What the server will take of each card; refused where there are too few, or where they are too small."""
     if not cards:
-        remedy = f"talk to it in this process instead: turbopress chat {place}"
+        remedy = f"without one: turbopress serve {place} --engine transformers"
         raise ServingError(f"{place}: LMDeploy needs a GPU and this machine shows none; {remedy}")
     if len(cards) < profile.tp:
         raise ServingError(f"{place}: tp {profile.tp} needs {profile.tp} GPUs and there are {len(cards)}; lower --tp")

@@ -16,8 +16,9 @@ from lmdeploy_environment import PROGRAM, emulated, executable, server_interpret
 from tiny_repository import make_repository
 
 from serving.client import Client
-from serving.engine import Sampling
+from serving.engine import Sampling, load_engine
 from serving.errors import ServingError
+from serving.profile import EngineProfile
 
 ROOT = Path(__file__).parents[1]
 KEY = "a-key-that-no-log-shows"
@@ -64,7 +65,7 @@ def test_without_a_gpu_it_says_what_works_instead(repository, tmp_path):
     said = refused(repository, here, "awq-w4")
     assert said == (
         "turbopress: awq-w4: LMDeploy needs a GPU and this machine shows none; "
-        "talk to it in this process instead: turbopress chat awq-w4\n"
+        "without one: turbopress serve awq-w4 --engine transformers\n"
     )
 
 
@@ -120,6 +121,67 @@ def test_a_server_that_dies_at_start_is_quoted(repository, machine):
         "turbopress: lmdeploy: ended with status 3 before it answered; its last words: "
         "ModuleNotFoundError: no lmdeploy here"
     )
+
+
+def test_an_engine_that_is_none_is_refused(repository, machine):
+    said = refused(repository, machine, "awq-w4", "--engine", "vllm")
+    assert said == "turbopress: --engine: vllm; choose lmdeploy or transformers\n"
+
+
+# --- without a GPU
+
+
+@pytest.fixture(scope="module")
+def local(repository, tmp_path_factory):
+    """`turbopress serve --engine transformers`, which needs neither LMDeploy nor a GPU."""
+    log = tmp_path_factory.mktemp("log") / "local.log"
+    here = environment({"TURBOPRESS_API_KEY": KEY, "TURBOPRESS_DEVICE": "cpu"})
+    server = Served(repository, here, log, "awq-w4", "--engine", "transformers")
+    while not server.client.is_healthy():
+        assert server.process.poll() is None
+        time.sleep(0.1)
+    yield server
+    server.end(signal.SIGTERM)
+
+
+def test_the_served_answer_is_that_of_the_folder(local, repository, monkeypatch):
+    monkeypatch.setenv("TURBOPRESS_DEVICE", "cpu")
+    here = load_engine(repository / "models" / "awq-w4", EngineProfile(), "transformers")
+    said, greedy = [{"role": "user", "content": "word100 word200"}], Sampling(max_tokens=8, temperature=0)
+    assert local.ready.startswith(f"awq-w4: ready at http://127.0.0.1:{local.port}/v1")
+    assert local.client.models() == ["awq-w4"]
+    assert "".join(local.client.chat(said, greedy)) == "".join(here.chat(said, greedy))
+    assert "".join(local.client.complete("word100", greedy)) == "".join(here.complete("word100", greedy))
+
+
+def test_it_answers_whole_too(local):
+    connection = http.client.HTTPConnection("127.0.0.1", local.port)
+    body = {"model": "awq-w4", "messages": [{"role": "user", "content": "word100"}], "max_tokens": 4, "temperature": 0}
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+    (choice,) = json.loads(connection.getresponse().read())["choices"]
+    connection.close()
+    assert choice["message"]["content"]
+    assert choice["finish_reason"] == "stop"
+
+
+def test_it_asks_for_the_key_and_refuses_what_it_cannot_answer(local):
+    with pytest.raises(ServingError, match="wants a key"):
+        Client(local.client.address, key="another").models()
+    with pytest.raises(ServingError, match=r"refused \(400\): .*holds no token"):
+        list(local.client.complete("", Sampling(max_tokens=4)))
+    with pytest.raises(ServingError, match=r"refused \(400\): prompt: has \d+ tokens and the model reads 64"):
+        list(local.client.complete("word100 " * 80, Sampling(max_tokens=4)))
+    assert local.client.models() == ["awq-w4"]
+
+
+def test_a_client_that_goes_away_stops_its_answer(local):
+    answer = local.client.complete("word100", Sampling(max_tokens=2000, temperature=0))
+    next(answer)
+    answer.close()
+    start = time.monotonic()
+    assert "".join(local.client.complete("word100", Sampling(max_tokens=4)))  # one at a time: it waits for the other
+    assert time.monotonic() - start < 20
 
 
 # --- LMDeploy's own server

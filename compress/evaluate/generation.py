@@ -55,7 +55,16 @@ class Speaker:
         inputs = self.tokenizer(prompt, return_tensors="pt", add_special_tokens=not marked).to(self.model.device)
         if not inputs["input_ids"].numel():
             raise CompressError("prompt: holds no token; write something to continue")
+        self._require_room(inputs["input_ids"].shape[1])
         yield from self.stream(dict(inputs), sampling)
+
+    def _require_room(self, length: int) -> None:
+        """Refuses a prompt beyond the positions that the model was made for; a RoPE that stretches takes any."""
+        config = self.model.config
+        stretches = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default") != "default"
+        if length > config.max_position_embeddings and not stretches:
+            limit = config.max_position_embeddings
+            raise CompressError(f"prompt: has {length} tokens and the model reads {limit}; shorten it")
 
     def stream(self, inputs: dict[str, torch.Tensor], sampling: Sampling) -> Iterator[str]:
         """Pieces of what follows what the model is given: token ids, and whatever else it takes."""
