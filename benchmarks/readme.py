@@ -7,11 +7,17 @@ A test renders the page again and compares, so a figure that no file backs canno
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/serving.py would stand before the package
+
 from pipelines.summary import markdown
+from serving.memory import plan
+from serving.profile import EngineProfile
+from serving.shape import read_shape
 
 ROOT = Path(__file__).parents[1]
 SECTION = re.compile(r"(<!-- (\w+)[^>]*-->)(.*?)(<!-- end -->)", re.DOTALL)
@@ -81,9 +87,31 @@ def _repro() -> str:
     return f"{run['elapsed_s'] / 60:.1f} minutes and {run['peak_bytes'] / 2**30:.1f} GiB"
 
 
+def _memory() -> str:
+    shape = read_shape(ROOT / "benchmarks" / "results" / "internlm2_chat_1_8b.json")
+    lines = [
+        "| weights | KV cache | cache ratio | nvidia-smi | planned | tokens |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in _read("benchmarks/results/tutorial_readings.json"):
+        told = EngineProfile(cache_max_entry_count=row["cache"])
+        planned = plan(shape, told, 24 * 2**30, row["weight_bits"])
+        lines.append(
+            f"| {row['weight_bits']}-bit | 16-bit | {row['cache']} | {row['read_mib']:,} MiB "
+            f"| {planned.total_bytes / 2**20:,.0f} MiB | {planned.tokens:,} |"
+        )
+    return "\n" + "\n".join(lines) + "\n"
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
-    "table": _table, "recipes": _recipes, "quality": _quality, "speed": _speed, "engine": _engine, "repro": _repro,
-}  # fmt: skip
+    "table": _table,
+    "recipes": _recipes,
+    "quality": _quality,
+    "speed": _speed,
+    "engine": _engine,
+    "repro": _repro,
+    "memory": _memory,
+}
 
 
 def render(text: str) -> str:

@@ -8,10 +8,16 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from pipelines import vision
+from pipelines.chat import chat
 from pipelines.check import in_order
+from pipelines.conformance import conformance
+from pipelines.folders import model_folder
+from pipelines.memory import memory
 from pipelines.params import ParamsError, load
-from pipelines.stage import device, new_artifact, one_line_errors, parent, repository_root
-from registry.manifest import MANIFEST
+from pipelines.serve import serve
+from pipelines.stage import new_artifact, one_line_errors, parent, repository_root
+from pipelines.web import web
 from registry.manifest import verify as verify_folder
 
 app = typer.Typer(
@@ -104,34 +110,6 @@ def convert(
 
 
 @app.command()
-def chat(
-    model: Annotated[str, typer.Argument(help="a variant of params.yaml, a folder, or NAME@ALIAS")],
-    prompt: Annotated[str | None, typer.Argument(help="answer this once; without it, a conversation")] = None,
-    raw: Annotated[bool, typer.Option(help="continue the text as it stands, without chat markup")] = False,
-    system: Annotated[str | None, typer.Option(help="a system prompt")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1)] = 200,
-    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token")] = 0.7,
-    top_p: Annotated[float, typer.Option(min=0, max=1)] = 0.95,
-    seed: int = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Talk to a stored model through transformers, on the CPU or a GPU; /reset forgets, Ctrl-D ends."""
-    folder = _folder(model)
-    if (folder / MANIFEST).exists():  # any other folder may be talked to as well
-        verify_folder(folder)
-    from compress.evaluate.generation import Sampling, Speaker  # noqa: PLC0415 - torch is slow to import
-    from pipelines.conversation import answer_once, converse  # noqa: PLC0415
-
-    speaker, sampling = Speaker.load(folder, device()), Sampling(max_tokens, temperature, top_p, seed)
-    if prompt is None:
-        converse(speaker, sampling, raw=raw, system=system)
-        return
-    text = answer_once(speaker, prompt, sampling, raw=raw, system=system, echo=not as_json)
-    if as_json:
-        _print_json({"model": str(folder), "prompt": prompt, "text": text})
-
-
-@app.command()
 def explain(
     model: Annotated[str, typer.Argument(help="a quantized variant of params.yaml, or a folder")],
     parent_model: Annotated[
@@ -152,23 +130,13 @@ def explain(
     """Say which layers of a quantized model lose how much, why, and what to try."""
     from pipelines.explain import run  # noqa: PLC0415 - torch is slow to import
 
-    folder, base = _folder(model), None if parent_model is None else _folder(parent_model)
+    folder, base = model_folder(model), None if parent_model is None else model_folder(parent_model)
     run(folder, base, on, windows, layers, as_json=as_json)
 
 
-def _folder(model: str) -> Path:
-    """The folder that a variant's key, a path or a registered version means."""
-    if "@" in model:
-        from registry.resolve import resolve  # noqa: PLC0415 - MLflow is slow to import
-
-        return resolve(model, root=repository_root())
-    places = [Path(model)]
-    if "/" not in model:
-        places.append(repository_root() / "models" / model)
-    for place in places:
-        if (place / "config.json").is_file():
-            return place
-    raise ParamsError(f"{model}: no model in {' or '.join(map(str, places))}; run `dvc repro` or give a folder")
+for verb in (chat, conformance, memory, serve, web):
+    app.command()(verb)
+app.add_typer(vision.app, name="vision")
 
 
 def _print_json(value: Any) -> None:

@@ -8,11 +8,12 @@ import torch
 from compress.checkpoint.load import load_model
 from compress.checkpoint.write import write_json
 from compress.corpus import Windows, load_windows
-from compress.evaluate.compare import WindowScores, compare_models
+from compress.evaluate.compare import WindowScores, compare_caches
 from compress.evaluate.size import sizes
 from pipelines import plots
+from pipelines.params import load
 from pipelines.progress import show
-from pipelines.stage import device, fresh_file, parent, run
+from pipelines.stage import device, fresh_file, parent, repository_root, run
 from registry.manifest import fresh_folder
 
 
@@ -25,12 +26,15 @@ def main(key: str, folder: Path, base: Path, evaluation: Path, out: Path, detail
     reference = load_model(base, device=device())
     variant = reference if folder == base else load_model(folder, device=device())
     counted = None if windows.predicts is None else torch.from_numpy(windows.predicts).to(device())
-    scores = compare_models(variant, reference, tokens, counted=counted, progress=show)
+    caches = load(repository_root()).kv_cache.get(key, [])
+    by_cache = compare_caches(variant, reference, tokens, (None, *caches), counted=counted, progress=show)
+    scores = by_cache[None]
     report: dict[str, Any] = {
         "variant": key,
         "kind": artifact.kind,
         "artifact": artifact.digest,
         "metrics": {**scores.means(), **_sizes(folder, base)},
+        "kv_cache": {f"int{bits}": dict(by_cache[bits].means()) for bits in caches},
         "domains": _by_domain(scores, windows),
         "protocol": _protocol(windows),
         "data": {"evaluation": windows.digest},
@@ -64,6 +68,7 @@ def _protocol(windows: Windows) -> dict[str, object]:
         "bos": "where the tokenizer puts it: at the start of each document",
         "weights": "the stored numbers, unpacked to float32",
         "inputs": "float32; of int8 variants each linear's rounded to 8 bits a token, as their engine rounds them",
+        "kv_cache": "float32; int8 and int4 are each token's keys and values in each head, asymmetric",
         "perplexity": "exp of the mean NLL of tokens 2 to the last of every window",
         "kl_nats": "mean KL(base || variant) over all positions, whole vocabulary",
     }

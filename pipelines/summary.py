@@ -29,12 +29,15 @@ def read_rows(params: Params, reports: Path) -> list[Row]:
     found = {key: read_report(path) for key, path in paths.items() if path.is_file()}
     if not found:
         raise ParamsError(f"{reports}: no reports yet; run `dvc repro`")
-    return [_row(params, key, report) for key, report in found.items()]
+    return [row for key, report in found.items() for row in _rows(params, key, report)]
 
 
-def _row(params: Params, key: str, report: Row) -> Row:
+def _rows(params: Params, key: str, report: Row) -> list[Row]:
+    """A variant's row, and one for each quantized KV cache that it was measured with: what it loses then."""
     made_from = " + ".join(params.parents(key).values())
-    return {"variant": key, "kind": report["kind"], "from": made_from, **report["metrics"]}
+    row = {"variant": key, "kind": report["kind"], "from": made_from, **report["metrics"]}
+    caches = report.get("kv_cache", {}).items()
+    return [row] + [row | {"variant": f"{key}, KV {bits}", "from": key, **lost} for bits, lost in caches]
 
 
 def cells(row: Row) -> list[str]:
@@ -75,6 +78,8 @@ def picture(rows: list[Row], path: Path) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for row in rows:
+        if ", KV " in row["variant"]:
+            continue  # its weights have their dot already
         size_mb = row["size_bytes"] / 1e6
         axes.scatter(size_mb, row["perplexity"], s=60, color=COLORS[row["kind"]], zorder=3)
         axes.annotate(row["variant"], (size_mb, row["perplexity"]), (7, 4), textcoords="offset points", fontsize=9)
