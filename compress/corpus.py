@@ -45,10 +45,11 @@ class Document:
 
 @dataclass(frozen=True)
 class Windows:
-    """Token windows (count, length) and the domain of each."""
+    """Token windows (count, length), the domain of each, and the number of the document that each token is from."""
 
     tokens: np.ndarray
     domains: list[str]
+    documents: np.ndarray | None = None  # None in windows made before documents were numbered
 
     @property
     def digest(self) -> str:
@@ -145,21 +146,28 @@ def make_windows(documents: list[Document], tokenizer: Tokenizer, recipe: Corpus
             "give a longer text, fewer windows or a shorter length"
         )
     chosen = sorted(random.Random(recipe.seed).sample(range(len(every)), recipe.windows))  # noqa: S311 - not a secret
-    return Windows(np.array([every[n][1] for n in chosen], dtype=np.int32), [every[n][0] for n in chosen])
+    domains, tokens, owners = zip(*(every[n] for n in chosen), strict=True)
+    return Windows(np.array(tokens, dtype=np.int32), list(domains), np.array(owners, dtype=np.int32))
 
 
-def _all_windows(documents: list[Document], tokenizer: Tokenizer, length: int) -> Iterator[tuple[str, list[int]]]:
+def _all_windows(
+    documents: list[Document], tokenizer: Tokenizer, length: int
+) -> Iterator[tuple[str, list[int], list[int]]]:
+    """Domain, token ids, and for each token the number of its document."""
     for domain in sorted({document.domain for document in documents}):
-        texts = [document.text for document in documents if document.domain == domain]
-        ids = [token for encoding in tokenizer.encode_batch(texts) for token in encoding.ids]
+        numbers = [n for n, document in enumerate(documents) if document.domain == domain]
+        encodings = tokenizer.encode_batch([documents[n].text for n in numbers])
+        ids = [token for encoding in encodings for token in encoding.ids]
+        owners = [n for n, encoding in zip(numbers, encodings, strict=True) for _ in encoding.ids]
         for start in range(0, len(ids) - length + 1, length):
-            yield domain, ids[start : start + length]
+            yield domain, ids[start : start + length], owners[start : start + length]
 
 
 def save_windows(windows: Windows, folder: Path) -> None:
     """Writes windows.safetensors and corpus.json into a fresh folder."""
     try:
-        save_file({"tokens": windows.tokens}, folder / "windows.safetensors")
+        numbered = {} if windows.documents is None else {"documents": windows.documents}
+        save_file({"tokens": windows.tokens} | numbered, folder / "windows.safetensors")
     except SafetensorError as error:  # the operating system's errors are wrapped in it
         raise CompressError(f"{folder}: not written ({_first_line(error)}); free space and run again") from None
     count, length = windows.tokens.shape
@@ -171,7 +179,8 @@ def load_windows(folder: Path) -> Windows:
     """What `save_windows` wrote; refuses tokens that are not those that corpus.json names."""
     try:
         about = json.loads((folder / "corpus.json").read_text("utf8"))
-        windows = Windows(load_file(folder / "windows.safetensors")["tokens"], about["domains"])
+        stored = load_file(folder / "windows.safetensors")
+        windows = Windows(stored["tokens"], about["domains"], stored.get("documents"))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CompressError(f"{folder}: no windows ({_first_line(error)}); run `dvc repro corpus` again") from None
     if windows.digest != about["sha256"]:

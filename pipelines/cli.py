@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from pipelines.check import in_order
+from pipelines.commands import ancestry, checking, pairing, promotion
 from pipelines.params import ParamsError, load
 from pipelines.stage import device, new_artifact, one_line_errors, parent, repository_root
 from registry.manifest import MANIFEST
@@ -21,6 +22,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+for verb in (promotion.gate, promotion.promote, ancestry.history, ancestry.lineage):
+    app.command()(verb)
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON value for programs")]
 
 
@@ -39,12 +42,17 @@ def check() -> None:
 
 @app.command()
 def compare(
-    as_json: AsJson = False, md: Annotated[bool, typer.Option("--md", help="print a Markdown table")] = False
+    pair: Annotated[list[str] | None, typer.Argument(help="two variants, to be compared on the same text")] = None,
+    as_json: AsJson = False,
+    md: Annotated[bool, typer.Option("--md", help="print a Markdown table")] = False,
 ) -> None:
-    """Print the table of all variants: size, perplexity, divergence from the base."""
+    """Print the table of all variants, or how two of them differ: size, perplexity, divergence from the base."""
     from pipelines.summary import markdown, read_rows, table  # noqa: PLC0415 - the other commands need no table
 
     root = repository_root()
+    if pair:
+        pairing.print_pair(root, pair, as_json=as_json)
+        return
     rows = read_rows(load(root), root / "reports")
     if as_json:
         _print_json(rows)
@@ -55,9 +63,17 @@ def compare(
 
 
 @app.command()
-def verify(folder: Annotated[Path, typer.Argument(help="an artifact")], as_json: AsJson = False) -> None:
+def verify(
+    folder: Annotated[Path, typer.Argument(help="an artifact")],
+    rederive: Annotated[int, typer.Option(min=0, help="quantize so many random layers again and compare")] = 0,
+    parent_folder: Annotated[Path | None, typer.Option("--parent", help="what it was quantized from")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="the windows it was quantized on")] = None,
+    as_json: AsJson = False,
+) -> None:
     """Read every byte of an artifact again and compare it with its manifest."""
     manifest = verify_folder(folder)
+    if rederive:
+        checking.rederive_layers(folder, rederive, parent_folder, calibration)
     if as_json:
         _print_json({"folder": str(folder), "digest": manifest.digest, "files": len(manifest.files)})
     else:

@@ -8,10 +8,12 @@ import torch
 from compress.checkpoint.load import load_model
 from compress.checkpoint.write import write_json
 from compress.corpus import Windows, load_windows
-from compress.evaluate.compare import WindowScores, compare_models
+from compress.evaluate.intervals import DRAWS
 from compress.evaluate.size import sizes
+from compress.evaluate.tokens import LiveReference, score_tokens
 from pipelines import plots
 from pipelines.progress import show
+from pipelines.scores import documents_json, measure, strata, unit
 from pipelines.stage import device, fresh_file, parent, run
 from registry.manifest import fresh_folder
 
@@ -24,18 +26,20 @@ def main(key: str, folder: Path, base: Path, evaluation: Path, out: Path, detail
     tokens = torch.from_numpy(windows.tokens).long().to(device())
     reference = load_model(base, device=device())
     variant = reference if folder == base else load_model(folder, device=device())
-    scores = compare_models(variant, reference, tokens, progress=show)
+    scores = score_tokens(variant, LiveReference(reference), tokens, progress=show)
+    metrics, intervals = measure(scores, windows)
     report: dict[str, Any] = {
         "variant": key,
         "kind": artifact.kind,
         "artifact": artifact.digest,
-        "metrics": {**scores.means(), **_sizes(folder, base)},
-        "domains": _by_domain(scores, windows),
+        "metrics": {**metrics, **_sizes(folder, base)},
+        "intervals": intervals,
+        **strata(scores, windows),
         "protocol": _protocol(windows),
         "data": {"evaluation": windows.digest},
     }
     with fresh_folder(details) as fresh:
-        write_json(fresh / "windows.json", _rows(scores, windows))
+        write_json(fresh / "documents.json", documents_json(scores, windows))
         plots.domains(report["domains"], fresh / "domains.png")
     with fresh_file(out) as file:
         write_json(file, report)
@@ -44,11 +48,6 @@ def main(key: str, folder: Path, base: Path, evaluation: Path, out: Path, detail
 def _sizes(folder: Path, base: Path) -> dict[str, float]:
     ours = sizes(folder)
     return {**ours, "size_ratio": ours["size_bytes"] / sizes(base)["size_bytes"]}
-
-
-def _by_domain(scores: WindowScores, windows: Windows) -> dict[str, dict[str, float]]:
-    names = sorted(set(windows.domains))
-    return {name: dict(scores.means(torch.tensor([d == name for d in windows.domains]))) for name in names}
 
 
 def _protocol(windows: Windows) -> dict[str, object]:
@@ -62,15 +61,9 @@ def _protocol(windows: Windows) -> dict[str, object]:
         "weights": "the stored numbers, unpacked to float32",
         "perplexity": "exp of the mean NLL of tokens 2 to the last of every window",
         "kl_nats": "mean KL(base || variant) over all positions, whole vocabulary",
+        "top5_agreement": "mean share of the base's five likeliest tokens that are among the variant's five",
+        "intervals": f"95 %, bootstrap over {unit(windows)}s, {DRAWS} draws",
     }
-
-
-def _rows(scores: WindowScores, windows: Windows) -> list[dict[str, object]]:
-    columns = {name: getattr(scores, name).tolist() for name in ("nll_nats", "base_nll_nats", "kl_nats", "top1")}
-    return [
-        {"domain": domain, **{name: column[n] for name, column in columns.items()}}
-        for n, domain in enumerate(windows.domains)
-    ]
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from compress.quantize.recipe import AwqRecipe
 from compress.quantize.turbomind import GROUP_SIZE
 from compress.strict import Strict
 from pipelines import lineage
+from pipelines.limits import Gate
 from pipelines.lineage import BASE
 
 FILE = "params.yaml"
@@ -86,6 +87,7 @@ class Params(Strict):
     distill: dict[str, DistillVariant]
     quantize: dict[str, QuantizeVariant]
     registry: Registry
+    gate: Gate = Gate()
 
     @property
     def variants(self) -> dict[str, Family]:

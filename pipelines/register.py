@@ -11,16 +11,21 @@ from pipelines.stage import repository_root, run
 from registry.publish import publish
 from registry.report import read_report
 
+Documents = Annotated[Path | None, typer.Option(help="what stage `evaluate` found of each document")]
 Sources = Annotated[Path | None, typer.Option(help="what stage `check` wrote; refuse if a source has changed since")]
 
 
-def main(key: str, folder: Path, report: Path, plots: list[Path], sources: Sources = None) -> None:
+def main(
+    key: str, folder: Path, report: Path, plots: list[Path], sources: Sources = None, documents: Documents = None
+) -> None:
     """Publishes FOLDER with its REPORT and PLOTS under the alias KEY."""
     root = repository_root()
     model = load(root).registry.model
     if sources and (changed := changed_sources(root, load(root), sources)):
         raise ParamsError("\n".join(changed))
-    print(publish(folder, read_report(report), root=root, model=model, variant=key, plots=plots))
+    attached = [documents] if documents else []
+    measured = read_report(report)
+    print(publish(folder, measured, root=root, model=model, variant=key, plots=plots, attachments=attached))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from pydantic import JsonValue
 
 from registry.errors import RegistryError
+from registry.lineage import tell_ancestry
 from registry.manifest import verify
 from registry.record import Entry, link_parents, log, run
 from registry.report import parse_report
@@ -61,21 +62,23 @@ def publish(
     variant: str,
     plots: Sequence[Path] = (),
     params: Mapping[str, JsonValue] | None = None,
+    attachments: Sequence[Path] = (),
 ) -> Published:
     """The artifact is a version of `model` afterwards, with this report; the alias `variant` points at it."""
     _check_names(model, variant)
     manifest = verify(folder)
     measured = parse_report(report, variant=variant, digest=manifest.digest)
-    for plot in plots:
-        if not plot.is_file():
-            raise RegistryError(f"{plot}: no such plot; draw it first or leave it out")
-    entry = Entry(folder, manifest, measured, model, variant, tuple(plots), params or {}, root)
+    for file in (*plots, *attachments):
+        if not file.is_file():
+            raise RegistryError(f"{file}: no such file; make it first or leave it out")
+    entry = Entry(folder, manifest, measured, model, variant, tuple(plots), params or {}, root, tuple(attachments))
     store = prepare(root)
     with explained(f"{store.uri}: {variant}"), store.alone():
         known = find(store.client, model, manifest.digest, variant)
         published = _register(store, entry) if known is None else _refresh(store, entry, known)
         if published.alias:
             point(store.client, published.version)
+        tell_ancestry(store.client, published.version)
         return published
 
 

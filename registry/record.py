@@ -40,6 +40,7 @@ class Entry:
     plots: tuple[Path, ...]
     params: Mapping[str, JsonValue]
     root: Path
+    attachments: tuple[Path, ...] = ()  # files that stand beside report.json under their own names
 
     @property
     def tags(self) -> dict[str, str]:
@@ -51,6 +52,7 @@ class Entry:
             "kind": manifest.kind,
             **{f"base.{name}": value for name, value in manifest.origin.items()},
             **{f"parent.{role}": digest for role, digest in manifest.parents.items()},
+            **{f"data.{name}": digest for name, digest in manifest.data.items()},
         }
 
     @property
@@ -98,6 +100,8 @@ def log(client: "MlflowClient", run_id: str, model_id: str, entry: Entry) -> Non
     client.log_dict(run_id, entry.report.model_dump(mode="json"), "report.json")
     for plot in entry.plots:
         client.log_artifact(run_id, str(plot), "plots")
+    for attachment in entry.attachments:
+        client.log_artifact(run_id, str(attachment))
 
 
 def link_parents(client: "MlflowClient", run_id: str, entry: Entry) -> None:
@@ -120,10 +124,10 @@ def link_parents(client: "MlflowClient", run_id: str, entry: Entry) -> None:
 def workspace_tags(root: Path) -> dict[str, str]:
     """The code and the pipeline state this was registered from."""
     tags = {}
-    commit = _git(root, "rev-parse", "HEAD")
+    commit = git(root, "rev-parse", "HEAD")
     if commit is not None:
         tags["mlflow.source.git.commit"] = commit  # the name under which MLflow shows it
-        tags["git.dirty"] = str(bool(_git(root, "status", "--porcelain"))).lower()
+        tags["git.dirty"] = str(bool(git(root, "status", "--porcelain"))).lower()
     lock = root / "dvc.lock"
     if lock.exists():
         tags["dvc.lock.md5"] = hashlib.md5(lock.read_bytes(), usedforsecurity=False).hexdigest()
@@ -140,7 +144,7 @@ def _datasets(entry: Entry) -> Iterator[object]:
         yield DatasetInput(dataset, [InputTag("mlflow.data.context", name)])
 
 
-def _git(root: Path, *words: str) -> str | None:
+def git(root: Path, *words: str) -> str | None:
     """What git says, or None where there is no repository with a commit (or no git) to ask."""
     try:
         said = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)

@@ -25,6 +25,7 @@ class Version:
     run_id: str  # the run that registered it
     model_id: str  # the logged model that holds its files
     aliases: tuple[str, ...] = ()
+    created_ms: int = 0  # since 1970, as the store has it; 0 for one that was made a moment ago
 
     @property
     def digest(self) -> str:
@@ -90,7 +91,8 @@ def describe(client: "MlflowClient", version: Version, tags: Mapping[str, str], 
 def _version(entry: "ModelVersion") -> Version:
     # MLflow leaves model_id empty in what a search returns; the source names it: models:/m-….
     model_id = entry.source.removeprefix("models:/")
-    return Version(entry.name, int(entry.version), dict(entry.tags), entry.run_id, model_id)
+    made = int(entry.creation_timestamp or 0)
+    return Version(entry.name, int(entry.version), dict(entry.tags), entry.run_id, model_id, created_ms=made)
 
 
 def _model_exists(client: "MlflowClient", model_id: str) -> bool:

@@ -1,0 +1,41 @@
+"""Speeds as a report has them, and what can be said of two: only of one engine on one machine, never across.
+
+A speed is tokens a second at some batch, the median of several runs with the slowest and the fastest of them.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from compress.evaluate.intervals import Interval
+
+SAME = ("engine", "machine")
+
+
+class SpeedsDifferError(Exception):
+    """Two speeds cannot be compared; the message says why."""
+
+
+def speed_ratio(ours: str, mine: Mapping[str, Any] | None, theirs: str, other: Mapping[str, Any] | None) -> Interval:
+    """The candidate's speed as a share of the other's, at the batch where it is worst."""
+    for name, speed in ((ours, mine), (theirs, other)):
+        if not speed:
+            raise SpeedsDifferError(f"the speed of {name} was not measured; run: turbopress speed {name}")
+    assert mine is not None
+    assert other is not None
+    for what in SAME:
+        if mine[what] != other[what]:
+            said = f"{ours} was timed on {what} {mine[what]!r} and {theirs} on {other[what]!r}"
+            raise SpeedsDifferError(f"{said}; time both on one")
+    shared = sorted(mine["batches"].keys() & other["batches"].keys(), key=int)
+    if not shared:
+        raise SpeedsDifferError(f"{ours} and {theirs} were timed at no batch in common; time both again")
+    ratios = [_ratio(mine["batches"][batch], other["batches"][batch]) for batch in shared]
+    return min(ratios, key=lambda ratio: ratio.low)
+
+
+def _ratio(mine: Mapping[str, float], other: Mapping[str, float]) -> Interval:
+    return Interval(
+        mine["tokens_per_s"] / other["tokens_per_s"],
+        mine["slowest_tokens_per_s"] / other["fastest_tokens_per_s"],
+        mine["fastest_tokens_per_s"] / other["slowest_tokens_per_s"],
+    )
