@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from pipelines.check import in_order
-from pipelines.commands import ancestry, checking, pairing, promotion
+from pipelines.commands import ancestry, checking, pairing, promotion, shipping
 from pipelines.params import ParamsError, load
 from pipelines.stage import device, new_artifact, one_line_errors, parent, repository_root
 from registry.manifest import MANIFEST
@@ -22,7 +22,10 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for verb in (promotion.gate, promotion.promote, ancestry.history, ancestry.lineage):
+for verb in (
+    promotion.gate, promotion.promote, ancestry.history, ancestry.lineage,
+    shipping.export, shipping.rollback, shipping.releases, shipping.gc,
+):  # fmt: skip
     app.command()(verb)
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON value for programs")]
 
@@ -78,22 +81,6 @@ def verify(
         _print_json({"folder": str(folder), "digest": manifest.digest, "files": len(manifest.files)})
     else:
         print(f"{folder}: {len(manifest.files)} files, {manifest.size_bytes:,} bytes, unaltered, {manifest.digest}")
-
-
-@app.command()
-def export(
-    reference: Annotated[str, typer.Argument(help="NAME@ALIAS or NAME/VERSION, as in internlm2-demo@awq-w4")],
-    to: Annotated[str, typer.Option("--to", help="the folder that a server reads")],
-    as_json: AsJson = False,
-) -> None:
-    """Copy a registered model to TO/releases/DIGEST, verify it there, and switch TO/current to it."""
-    from registry.export import export as send  # noqa: PLC0415 - MLflow is slow to import
-
-    sent = send(reference, to, root=repository_root())
-    if as_json:
-        _print_json({"release": str(sent.release), "sent_bytes": sent.sent_bytes})
-    else:
-        print(sent)
 
 
 @app.command()

@@ -22,6 +22,11 @@ def resolve(reference: str, *, root: Path) -> Path:
 
     The folder says it is that artifact; whether its bytes are still the sealed ones, `verify` says.
     """
+    return resolve_version(reference, root=root)[0]
+
+
+def resolve_version(reference: str, *, root: Path) -> tuple[Path, Version]:
+    """The folder of the artifact, and the version that the reference means."""
     store = connect(root)
     with explained(store.uri):
         version = find_version(store, reference)
@@ -29,7 +34,7 @@ def resolve(reference: str, *, root: Path) -> Path:
     if (found := read(folder).digest) != version.digest:
         remedy = "remove the folder and publish the artifact again"
         raise RegistryError(f"{folder}: holds artifact {found}, but {reference} is {version.digest}; {remedy}")
-    return folder
+    return folder, version
 
 
 def find_version(store: Store, reference: str) -> Version:
