@@ -22,10 +22,11 @@ from pydantic import JsonValue
 from registry.errors import RegistryError
 from registry.lineage import tell_ancestry
 from registry.manifest import verify
+from registry.races import settled
 from registry.record import Entry, link_parents, log, run
 from registry.report import parse_report
 from registry.store import Store, as_default, experiment_id, explained, prepare, unless_it_exists
-from registry.versions import CANDIDATE, Version, describe, find, point
+from registry.versions import CANDIDATE, Version, describe, find, point, withdraw
 from registry.weights import Placed, discard, missing, place
 
 MODEL_TYPE = "turbomind"
@@ -93,6 +94,10 @@ def _register(store: Store, entry: Entry) -> Published:
         link_parents(client, run_id, entry)
         client.finalize_logged_model(model.model_id, "READY")
         version = _create_version(store, entry, run_id, model.model_id)
+    first = find(client, entry.model, entry.manifest.digest, entry.variant)
+    if first is not None and first.number < version.number:  # another machine did the same at the same time
+        withdraw(client, version)
+        return Published(first, "unchanged", None, _alias(entry))
     return Published(version, "registered", placed, _alias(entry))
 
 
@@ -100,8 +105,10 @@ def _create_version(store: Store, entry: Entry, run_id: str, model_id: str) -> V
     tags = _version_tags(entry, run_id) | ({CANDIDATE: "true"} if _in_experiment() else {})
     source = f"models:/{model_id}"
     with as_default(store.uri):
-        made = store.client.create_model_version(
-            entry.model, source, run_id, tags, description=entry.description, model_id=model_id
+        made = settled(
+            lambda: store.client.create_model_version(
+                entry.model, source, run_id, tags, description=entry.description, model_id=model_id
+            )
         )
     return Version(entry.model, int(made.version), tags, run_id, model_id)
 

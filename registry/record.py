@@ -18,6 +18,7 @@ from pydantic import JsonValue
 
 from registry.flatten import flatten
 from registry.manifest import Manifest
+from registry.races import settled
 from registry.report import Report
 from registry.versions import find
 
@@ -96,7 +97,7 @@ def log(client: "MlflowClient", run_id: str, model_id: str, entry: Entry) -> Non
     params = [Param(name, value) for name, value in entry.settings.items()]
     for start in range(0, len(params), PARAMS_A_BATCH):
         client.log_batch(run_id, params=params[start : start + PARAMS_A_BATCH])
-    client.log_inputs(run_id, datasets=[*_datasets(entry)])
+    settled(lambda: client.log_inputs(run_id, datasets=[*_datasets(entry)]))
     client.log_dict(run_id, entry.report.model_dump(mode="json"), "report.json")
     for plot in entry.plots:
         client.log_artifact(run_id, str(plot), "plots")
@@ -118,7 +119,8 @@ def link_parents(client: "MlflowClient", run_id: str, entry: Entry) -> None:
     parents = [find(client, entry.model, digest) for digest in entry.manifest.parents.values()]
     fresh = {parent.model_id for parent in parents if parent} - known
     if fresh and made.info.lifecycle_stage == "active":  # a run somebody deleted takes no more inputs
-        client.log_inputs(run_id, models=[LoggedModelInput(model_id) for model_id in sorted(fresh)])
+        inputs = [LoggedModelInput(model_id) for model_id in sorted(fresh)]
+        settled(lambda: client.log_inputs(run_id, models=inputs))
 
 
 def workspace_tags(root: Path) -> dict[str, str]:
