@@ -1,32 +1,38 @@
 """Stage `evaluate`: what a stored model lost against the stored base, on the evaluation windows."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 
 from compress.checkpoint.load import load_model
 from compress.checkpoint.write import write_json
 from compress.corpus import Windows, load_windows
 from compress.evaluate.intervals import DRAWS
+from compress.evaluate.replay import BATCH, load_reference
 from compress.evaluate.size import sizes
-from compress.evaluate.tokens import LiveReference, score_tokens
+from compress.evaluate.tokens import LiveReference, Reference, score_tokens
 from pipelines import plots
+from pipelines.languages import languages
 from pipelines.progress import show
 from pipelines.scores import documents_json, measure, strata, unit
 from pipelines.stage import device, fresh_file, parent, run
 from registry.manifest import fresh_folder
 
+Hidden = Annotated[Path | None, typer.Option(help="the base's hidden states, which stage `reference` kept")]
 
-def main(key: str, folder: Path, base: Path, evaluation: Path, out: Path, details: Path) -> None:
-    """Writes the report of FOLDER to OUT; its scores, window by window, and a picture to the folder DETAILS."""
+
+def main(
+    key: str, folder: Path, base: Path, evaluation: Path, out: Path, details: Path, reference: Hidden = None
+) -> None:
+    """Writes the report of FOLDER to OUT; its scores, document by document, and a picture to the folder DETAILS."""
     artifact, windows = parent(folder), load_windows(evaluation)
-    if folder != base:
-        parent(base)
+    origin = artifact if folder == base else parent(base)
     tokens = torch.from_numpy(windows.tokens).long().to(device())
-    reference = load_model(base, device=device())
-    variant = reference if folder == base else load_model(folder, device=device())
-    scores = score_tokens(variant, LiveReference(reference), tokens, progress=show)
+    variant = load_model(folder, device=device())
+    beside = _reference(reference, base, {"base": origin.digest, "evaluation": windows.digest})
+    scores = score_tokens(variant, beside, tokens, batch=BATCH, progress=show)
     metrics, intervals = measure(scores, windows)
     report: dict[str, Any] = {
         "variant": key,
@@ -34,7 +40,7 @@ def main(key: str, folder: Path, base: Path, evaluation: Path, out: Path, detail
         "artifact": artifact.digest,
         "metrics": {**metrics, **_sizes(folder, base)},
         "intervals": intervals,
-        **strata(scores, windows),
+        **strata(scores, windows, languages(windows, base / "tokenizer.json")),
         "protocol": _protocol(windows),
         "data": {"evaluation": windows.digest},
     }
@@ -43,6 +49,13 @@ def main(key: str, folder: Path, base: Path, evaluation: Path, out: Path, detail
         plots.domains(report["domains"], fresh / "domains.png")
     with fresh_file(out) as file:
         write_json(file, report)
+
+
+def _reference(hidden: Path | None, base: Path, about: dict[str, str]) -> Reference:
+    """The base as it was kept, or computed beside the variant."""
+    if hidden is None:
+        return LiveReference(load_model(base, device=device()))
+    return load_reference(hidden, base, about, device())
 
 
 def _sizes(folder: Path, base: Path) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """What an evaluation found, as the report and its details have it: metrics, intervals, strata, documents."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -27,18 +28,28 @@ def measure(scores: TokenScores, windows: Windows) -> tuple[Metrics, dict[str, d
     return {name: i.value for name, i in found.items()}, ends
 
 
-def strata(scores: TokenScores, windows: Windows) -> dict[str, dict[str, dict[str, Any]]]:
-    """Every metric by kind of text and by position in the window, with intervals."""
+def strata(
+    scores: TokenScores, windows: Windows, languages: Sequence[str] = ()
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Every metric by kind of text, by language and by position in the window, with intervals."""
     shape = windows.tokens.shape
-    domain = np.array(windows.domains)[:, None]
-    by_domain = {name: np.broadcast_to(domain == name, shape) for name in sorted(set(windows.domains))}
     position = np.broadcast_to(np.arange(shape[1]), shape)
     edges = [
         (start, end) for start, end in zip(POSITIONS, (*POSITIONS[1:], shape[1]), strict=True) if start < shape[1] - 1
     ]
     by_position = {f"{a}-{min(b, shape[1]) - 1}": (position >= a) & (position < b) for a, b in edges}
-    families = {"domains": by_domain, "positions": by_position}
+    families = {
+        "domains": _by_window(windows.domains, shape),
+        **({"languages": _by_window(languages, shape)} if languages else {}),
+        "positions": by_position,
+    }
     return {name: {k: _stratum(scores, windows, m) for k, m in masks.items()} for name, masks in families.items()}
+
+
+def _by_window(names: Sequence[str], shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """For each name, which positions lie in its windows."""
+    column = np.array(names)[:, None]
+    return {name: np.broadcast_to(column == name, shape) for name in sorted(set(names))}
 
 
 def _stratum(scores: TokenScores, windows: Windows, where: np.ndarray) -> dict[str, Any]:
