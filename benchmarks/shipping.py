@@ -1,10 +1,10 @@
 """What registering, verifying and exporting cost, on an artifact of the size of InternLM2-1.8B in 4 bits, and what they
 survive.
 
-    python benchmarks/registry.py                    # all of it, about a quarter of an hour on two cores
-    python benchmarks/registry.py speed|switches|kills
+    python benchmarks/shipping.py                    # all of it, about a quarter of an hour on two cores
+    python benchmarks/shipping.py speed|switches|kills
 
-Writes benchmarks/results/registry.json. Each speed stands beside a reference that was timed in turn with it: `cp` for
+Writes benchmarks/results/shipping.json. Each speed stands beside a reference that was timed in turn with it: `cp` for
 an export, `sha256sum` on as many cores for a verification. Kills and switches are counted against real servers, which
 this starts (OpenSSH, and moto for S3), with a reader in a process of its own all the while.
 """
@@ -24,7 +24,7 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests"
-RESULT = ROOT / "benchmarks" / "results" / "registry.json"
+RESULT = ROOT / "benchmarks" / "results" / "shipping.json"
 SHARDS, SHARD_BYTES = 26, 50_000_000  # 24 decoder layers, the embeddings and the head
 ROUNDS = 3
 SWITCHES = 1000
@@ -40,7 +40,7 @@ def make_artifact(folder: Path, seed: int = 0) -> Path:
     for n in range(SHARDS):
         (folder / f"model-{n:05d}.safetensors").write_bytes(generator.bytes(SHARD_BYTES))
     (folder / "config.json").write_text("{}")
-    origin = {"source": "benchmarks/registry.py"}
+    origin = {"source": "benchmarks/shipping.py"}
     seal(folder, kind="quantized", recipe={}, parents={}, data={}, seed=seed, origin=origin, versions={})
     return folder
 

@@ -12,20 +12,28 @@ from registry.publish import publish
 from registry.report import read_report
 
 Documents = Annotated[Path | None, typer.Option(help="what stage `evaluate` found of each document")]
+Comparison = Annotated[list[Path] | None, typer.Option(help="what stage `compare` made of all variants")]
 Sources = Annotated[Path | None, typer.Option(help="what stage `check` wrote; refuse if a source has changed since")]
 
 
 def main(
-    key: str, folder: Path, report: Path, plots: list[Path], sources: Sources = None, documents: Documents = None
+    key: str,
+    folder: Path,
+    report: Path,
+    plots: list[Path],
+    sources: Sources = None,
+    documents: Documents = None,
+    comparison: Comparison = None,
 ) -> None:
     """Publishes FOLDER with its REPORT and PLOTS under the alias KEY."""
     root = repository_root()
     model = load(root).registry.model
     if sources and (changed := changed_sources(root, load(root), sources)):
         raise ParamsError("\n".join(changed))
-    attached = [documents] if documents else []
-    measured = read_report(report)
-    print(publish(folder, measured, root=root, model=model, variant=key, plots=plots, attachments=attached))
+    print(publish(
+        folder, read_report(report), root=root, model=model, variant=key, plots=plots,
+        attachments=[documents] if documents else [], comparison=comparison or [],
+    ))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -34,7 +34,17 @@ def read_rows(params: Params, reports: Path) -> list[Row]:
 
 def _row(params: Params, key: str, report: Row) -> Row:
     made_from = " + ".join(params.parents(key).values())
-    return {"variant": key, "kind": report["kind"], "from": made_from, **report["metrics"]}
+    intervals = {"intervals": report["intervals"]} if "intervals" in report else {}
+    return {"variant": key, "kind": report["kind"], "from": made_from, **report["metrics"], **intervals}
+
+
+def pareto(rows: list[Row]) -> list[Row]:
+    """The variants that no other beats in both size and perplexity, the smallest first."""
+    front: list[Row] = []
+    for row in sorted(rows, key=lambda row: (row["size_bytes"], row["perplexity"])):
+        if not front or row["perplexity"] < front[-1]["perplexity"]:
+            front.append(row)
+    return front
 
 
 def cells(row: Row) -> list[str]:
@@ -69,13 +79,18 @@ def table(rows: list[Row]) -> Table:
 
 
 def picture(rows: list[Row], path: Path) -> None:
-    """Size against perplexity, one dot a variant: down and left is better."""
+    """Size against perplexity, a dot with its 95 % interval a variant and a line through the best of each size."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import, and a table needs none
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
+    front = pareto(rows)
+    sizes_mb = [row["size_bytes"] / 1e6 for row in front]
+    axes.step(sizes_mb, [row["perplexity"] for row in front], where="post", color="#999999", linewidth=1, zorder=1)
     for row in rows:
         size_mb = row["size_bytes"] / 1e6
+        ends = row.get("intervals", {}).get("perplexity", {"low": row["perplexity"], "high": row["perplexity"]})
+        axes.vlines(size_mb, ends["low"], ends["high"], color=COLORS[row["kind"]], alpha=0.5, linewidth=2, zorder=2)
         axes.scatter(size_mb, row["perplexity"], s=60, color=COLORS[row["kind"]], zorder=3)
         axes.annotate(row["variant"], (size_mb, row["perplexity"]), (7, 4), textcoords="offset points", fontsize=9)
     axes.set(xlabel="size of the weights, MB", ylabel="perplexity on held-out text (less is better)", xlim=(0, None))

@@ -23,7 +23,7 @@ from registry.errors import RegistryError
 from registry.lineage import tell_ancestry
 from registry.manifest import verify
 from registry.races import settled
-from registry.record import Entry, link_parents, log, run
+from registry.record import Entry, attach_comparison, link_parents, log, run
 from registry.report import parse_report
 from registry.store import Store, as_default, experiment_id, explained, prepare, unless_it_exists
 from registry.versions import CANDIDATE, Version, describe, find, point, withdraw
@@ -64,12 +64,16 @@ def publish(
     plots: Sequence[Path] = (),
     params: Mapping[str, JsonValue] | None = None,
     attachments: Sequence[Path] = (),
+    comparison: Sequence[Path] = (),
 ) -> Published:
-    """The artifact is a version of `model` afterwards, with this report; the alias `variant` points at it."""
+    """The artifact is a version of `model` afterwards, with this report; the alias `variant` points at it.
+
+    `comparison` is of all variants, so it changes with any of them: the run shows the newest.
+    """
     _check_names(model, variant)
     manifest = verify(folder)
     measured = parse_report(report, variant=variant, digest=manifest.digest)
-    for file in (*plots, *attachments):
+    for file in (*plots, *attachments, *comparison):
         if not file.is_file():
             raise RegistryError(f"{file}: no such file; make it first or leave it out")
     entry = Entry(folder, manifest, measured, model, variant, tuple(plots), params or {}, root, tuple(attachments))
@@ -80,6 +84,7 @@ def publish(
         if published.alias:
             point(store.client, published.version)
         tell_ancestry(store.client, published.version)
+        attach_comparison(store.client, published.version.tags["measured_by"], comparison)
         return published
 
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 
 from registry.flatten import flatten
+from registry.hashing import sha256_file, sha256_json
 from registry.manifest import Manifest
 from registry.races import settled
 from registry.report import Report
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 PARAMS_A_BATCH = 100  # MLflow takes no more in one call
+COMPARISON = "comparison"  # the folder of a run that shows all variants, and the tag that says which state of it
 DATASET_DIGEST_LENGTH = 36  # nor a longer digest; the whole sha256 stands in the source
 
 
@@ -103,6 +105,19 @@ def log(client: "MlflowClient", run_id: str, model_id: str, entry: Entry) -> Non
         client.log_artifact(run_id, str(plot), "plots")
     for attachment in entry.attachments:
         client.log_artifact(run_id, str(attachment))
+
+
+def attach_comparison(client: "MlflowClient", run_id: str, files: Sequence[Path]) -> None:
+    """The run shows these files, which are sent again only when one of them has changed."""
+    if not files:
+        return
+    digest = sha256_json([[file.name, sha256_file(file)] for file in files])
+    made = client.get_run(run_id)
+    if made.data.tags.get(COMPARISON) == digest or made.info.lifecycle_stage != "active":
+        return
+    for file in files:
+        client.log_artifact(run_id, str(file), COMPARISON)
+    client.set_tag(run_id, COMPARISON, digest)
 
 
 def link_parents(client: "MlflowClient", run_id: str, entry: Entry) -> None:

@@ -1,43 +1,15 @@
-"""`compare A B`: how two variants differ on the same text, and whether that can be told from chance."""
+"""`compare A B`: two variants beside each other, and their difference with its interval."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.table import Table
 
-from compress.evaluate.intervals import METRICS, Interval, bootstrap
+from compress.evaluate.intervals import Interval
 from pipelines.commands.output import console, print_json
-from pipelines.measured import Measured, read_local
+from pipelines.measured import read_local
+from pipelines.pairs import differences
 from pipelines.params import ParamsError
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One metric of both, and the second less the first on the same documents."""
-
-    first: Interval
-    second: Interval
-    difference: Interval
-
-    @property
-    def is_certain(self) -> bool:
-        """Whether the 95 % interval of the difference leaves out 0."""
-        return not self.difference.low <= 0 <= self.difference.high
-
-
-def differences(first: Measured, second: Measured) -> dict[str, Difference]:
-    """Every metric of two variants that were measured on the same tokens."""
-    if not first.is_on_same_text(second):
-        pair = f"{first.name}, {second.name}"
-        raise ParamsError(f"{pair}: were not measured on the same text; run `dvc repro` to evaluate both on one")
-    return {
-        name: Difference(
-            bootstrap(statistic, first.sums),
-            bootstrap(statistic, second.sums),
-            bootstrap(lambda a, b, of=statistic: of(b) - of(a), first.sums, second.sums),
-        )
-        for name, statistic in METRICS.items()
-    }
 
 
 def print_pair(root: Path, pair: list[str], *, as_json: bool) -> None:
