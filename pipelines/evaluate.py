@@ -5,11 +5,14 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
 
 from compress.checkpoint.load import load_model
 from compress.checkpoint.write import write_json
 from compress.corpus import Windows, load_windows
 from compress.evaluate.intervals import DRAWS
+from compress.evaluate.outputs import describe, likelihood, write_on
 from compress.evaluate.replay import BATCH, load_reference
 from compress.evaluate.size import sizes
 from compress.evaluate.tokens import LiveReference, Reference, score_tokens
@@ -20,6 +23,7 @@ from pipelines.scores import documents_json, measure, strata, unit
 from pipelines.stage import device, fresh_file, parent, run
 from registry.manifest import fresh_folder
 
+PROMPTS, PROMPT_TOKENS, WRITTEN_TOKENS = 16, 64, 64  # windows whose beginnings are continued
 Hidden = Annotated[Path | None, typer.Option(help="the base's hidden states, which stage `reference` kept")]
 
 
@@ -34,11 +38,12 @@ def main(
     beside = _reference(reference, base, {"base": origin.digest, "evaluation": windows.digest})
     scores = score_tokens(variant, beside, tokens, batch=BATCH, progress=show)
     metrics, intervals = measure(scores, windows)
+    written = _written(variant, base, tokens)
     report: dict[str, Any] = {
         "variant": key,
         "kind": artifact.kind,
         "artifact": artifact.digest,
-        "metrics": {**metrics, **_sizes(folder, base)},
+        "metrics": {**metrics, **_sizes(folder, base), **written},
         "intervals": intervals,
         **strata(scores, windows, languages(windows, base / "tokenizer.json")),
         "protocol": _protocol(windows),
@@ -58,6 +63,16 @@ def _reference(hidden: Path | None, base: Path, about: dict[str, str]) -> Refere
     return load_reference(hidden, base, about, device())
 
 
+def _written(variant: PreTrainedModel, base: Path, tokens: Tensor) -> dict[str, float]:
+    """What the variant writes when it goes on from the beginnings of some windows, and what the base thinks of it."""
+    prompts = tokens[:PROMPTS, : min(PROMPT_TOKENS, tokens.shape[1] // 2)]
+    stop = GenerationConfig.from_pretrained(base).eos_token_id if (base / "generation_config.json").is_file() else None
+    ends = [stop] if isinstance(stop, int) else list(stop or [])
+    outputs = write_on(variant, prompts, WRITTEN_TOKENS, ends, batch=BATCH, progress=show)
+    judged = likelihood(load_model(base, device=device()), outputs, progress=show)
+    return {**describe(outputs), "output_nll_nats": judged}
+
+
 def _sizes(folder: Path, base: Path) -> dict[str, float]:
     ours = sizes(folder)
     return {**ours, "size_ratio": ours["size_bytes"] / sizes(base)["size_bytes"]}
@@ -75,6 +90,7 @@ def _protocol(windows: Windows) -> dict[str, object]:
         "perplexity": "exp of the mean NLL of tokens 2 to the last of every window",
         "kl_nats": "mean KL(base || variant) over all positions, whole vocabulary",
         "top5_agreement": "mean share of the base's five likeliest tokens that are among the variant's five",
+        "outputs": f"greedy, {WRITTEN_TOKENS} tokens at most after the beginnings of {PROMPTS} windows",
         "intervals": f"95 %, bootstrap over {unit(windows)}s, {DRAWS} draws",
     }
 

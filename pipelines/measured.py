@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.params import ParamsError
+from pipelines.speed import read_speed
 from registry.report import read_report
 
 
@@ -37,7 +38,14 @@ def read_local(root: Path, variant: str) -> Measured:
     path = root / "reports" / f"{variant}.json"
     if not path.is_file():
         raise ParamsError(f"{variant}: no report at {path}; run `dvc repro` or name an evaluated variant")
-    return Measured(variant, read_report(path), read_documents(root / "evaluations" / variant / "documents.json"))
+    report = with_speed(read_report(path), root, variant)
+    return Measured(variant, report, read_documents(root / "evaluations" / variant / "documents.json"))
+
+
+def with_speed(report: dict[str, Any], root: Path, variant: str) -> dict[str, Any]:
+    """The report, with what `turbopress speed` found on this machine."""
+    speed = read_speed(root, variant)
+    return report | {"speed": speed} if speed else report
 
 
 def read_documents(path: Path) -> dict[str, Any] | None:

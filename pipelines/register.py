@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from pipelines.check import changed_sources
+from pipelines.measured import with_speed
 from pipelines.params import ParamsError, load
 from pipelines.stage import repository_root, run
 from registry.publish import publish
@@ -31,7 +32,7 @@ def main(
     if sources and (changed := changed_sources(root, load(root), sources)):
         raise ParamsError("\n".join(changed))
     print(publish(
-        folder, read_report(report), root=root, model=model, variant=key, plots=plots,
+        folder, with_speed(read_report(report), root, key), root=root, model=model, variant=key, plots=plots,
         attachments=[documents] if documents else [], comparison=comparison or [],
     ))  # fmt: skip
 

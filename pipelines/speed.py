@@ -3,16 +3,37 @@
 A speed is tokens a second at some batch, the median of several runs with the slowest and the fastest of them.
 """
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from compress.evaluate.intervals import Interval
+from pipelines.params import ParamsError
 
 SAME = ("engine", "machine")
+FOLDER = "speeds"  # beside params.yaml, and not in git: a speed is of this machine
 
 
 class SpeedsDifferError(Exception):
     """Two speeds cannot be compared; the message says why."""
+
+
+def speed_file(root: Path, variant: str) -> Path:
+    """Where `turbopress speed` keeps what it found."""
+    return root / FOLDER / f"{variant}.json"
+
+
+def read_speed(root: Path, variant: str) -> dict[str, Any] | None:
+    """What was timed of a variant here, None where nothing was."""
+    path = speed_file(root, variant)
+    if not path.is_file():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text("utf8"))
+    except ValueError as error:
+        raise ParamsError(f"{path}: is not JSON ({error}); run: turbopress speed {variant}") from None
+    return found
 
 
 def speed_ratio(ours: str, mine: Mapping[str, Any] | None, theirs: str, other: Mapping[str, Any] | None) -> Interval:

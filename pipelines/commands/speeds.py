@@ -1,0 +1,78 @@
+"""`speed`: tokens a second and peak memory on this machine; what was timed elsewhere is never in the same column."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from pipelines.commands.output import AsJson, console, print_json
+from pipelines.params import ParamsError, load
+from pipelines.speed import read_speed, speed_file
+from pipelines.stage import fresh_file, repository_root
+
+BATCHES = "1,8,64"
+
+
+def speed(
+    variants: Annotated[
+        list[str] | None, typer.Argument(help="to be timed; without any, what was timed is shown")
+    ] = None,
+    batches: Annotated[str, typer.Option(help="rows written at once, with commas between")] = BATCHES,
+    as_json: AsJson = False,
+) -> None:
+    """Time variants on this machine, through transformers; the gate and the registry read what is found."""
+    root = repository_root()
+    known = load(root).variants
+    for variant in variants or []:
+        folder = root / "models" / variant
+        if variant not in known or not (folder / "config.json").is_file():
+            raise ParamsError(f"{variant}: no model in {folder}; run `dvc repro` or name one of {', '.join(known)}")
+        measured = _timed(folder, _numbers(batches))
+        with fresh_file(speed_file(root, variant)) as file:
+            file.write_text(json.dumps(measured, indent=2) + "\n", "utf8")
+    timed = {variant: found for variant in known if (found := read_speed(root, variant))}
+    if as_json:
+        print_json(timed)
+        return
+    for engine, machine in sorted({(found["engine"], found["machine"]) for found in timed.values()}):
+        rows = {k: v for k, v in timed.items() if (v["engine"], v["machine"]) == (engine, machine)}
+        console().print(_table(f"{engine} on {machine}", rows))
+
+
+def _timed(folder: Path, batches: list[int]) -> dict[str, Any]:
+    """Each model in a process of its own, or the peak would be the largest one's."""
+    command = [sys.executable, "-m", "pipelines.timing", str(folder), *map(str, batches)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise ParamsError(f"{folder}: was not timed: {last.removeprefix('turbopress: ')}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise ParamsError(f"--batches {text}: write whole numbers with commas between, as in {BATCHES}")
+    return numbers
+
+
+def _table(title: str, rows: dict[str, dict[str, Any]]) -> Table:
+    batches = sorted({batch for found in rows.values() for batch in found["batches"]}, key=int)
+    table = Table(title=title, title_justify="left")
+    table.add_column("variant")
+    for batch in batches:
+        table.add_column(f"tokens/s at batch {batch}", justify="right")
+    table.add_column("peak memory", justify="right")
+    for variant, found in rows.items():
+        rates = [found["batches"].get(batch, {}).get("tokens_per_s") for batch in batches]
+        cells = ["" if rate is None else f"{rate:,.1f}" for rate in rates]
+        table.add_row(variant, *cells, f"{found['peak_bytes'] / 2**20:,.0f} MiB")
+    return table
