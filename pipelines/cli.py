@@ -25,6 +25,7 @@ app = typer.Typer(
 for verb in (
     promotion.gate, promotion.promote, ancestry.history, ancestry.lineage,
     shipping.export, shipping.rollback, shipping.releases, shipping.gc, speeds.speed,
+    checking.sign,
 ):  # fmt: skip
     app.command()(verb)
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON value for programs")]
@@ -71,10 +72,13 @@ def verify(
     rederive: Annotated[int, typer.Option(min=0, help="quantize so many random layers again and compare")] = 0,
     parent_folder: Annotated[Path | None, typer.Option("--parent", help="what it was quantized from")] = None,
     calibration: Annotated[Path | None, typer.Option(help="the windows it was quantized on")] = None,
+    public_key: Annotated[Path | None, typer.Option(help="check the signature too, by this key in PEM")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Read every byte of an artifact again and compare it with its manifest."""
     manifest = verify_folder(folder)
+    if public_key:
+        checking.check_signature(folder, public_key)
     if rederive:
         checking.rederive_layers(folder, rederive, parent_folder, calibration)
     if as_json:

@@ -13,7 +13,7 @@ from pipelines.commands.output import AsJson, console, print_json
 from pipelines.commands.transfer import showing
 from pipelines.params import ParamsError
 from pipelines.stage import repository_root
-from registry.manifest import MANIFEST, read
+from registry.manifest import MANIFEST, SIGNATURE, read
 from registry.ship.health import Server, switch_safely
 from registry.ship.place import RELEASES, Place, explained_place, open_place
 from registry.ship.serving_files import default_profile, read_profile, serving_files
@@ -44,7 +44,7 @@ def export(
     with _at(to) as place:
         folder, name, of = _source(reference)
         options = read_profile(profile) if profile else default_profile(folder)
-        made = serving_files(name, options)
+        made = serving_files(name, options) | _signature(Path(reference))
         if dry_run:
             _tell_plan(place, plan(place, folder, of, made), as_json)
             return
@@ -118,6 +118,12 @@ def _source(reference: str) -> tuple[Path, str, str]:
 
     folder, version = resolve_version(reference, root=repository_root())
     return folder, version.model, f"{version.model}/{version.number} ({version.variant})"
+
+
+def _signature(folder: Path) -> dict[str, bytes]:
+    """What `turbopress sign` wrote beside a folder; the signature of a registered version lies in it, or nowhere."""
+    beside = folder.with_name(f"{folder.name}.sig") if folder.name else None
+    return {SIGNATURE: beside.read_bytes()} if beside and beside.is_file() else {}
 
 
 def _switched(

@@ -35,7 +35,7 @@ class Record(BaseModel):
     @property
     def digest(self) -> str:
         """The release's name; the manifest is left out, because the artifact's digest stands for it."""
-        named = ((n, f) for n, f in sorted(self.files.items()) if n not in (MANIFEST, SIGNATURE))
+        named = ((name, file) for name, file in sorted(self.files.items()) if name != MANIFEST)
         return sha256_json([[name, f.size_bytes, f.sha256] for name, f in named])
 
     @property
