@@ -2,7 +2,7 @@
 survive.
 
     python benchmarks/shipping.py                    # all of it, about a quarter of an hour on two cores
-    python benchmarks/shipping.py speed|switches|kills
+    python benchmarks/shipping.py speed|switches|kills|'register kills'
 
 Writes benchmarks/results/shipping.json. Each speed stands beside a reference that was timed in turn with it: `cp` for
 an export, `openssl dgst -sha256` on as many cores for a verification. Kills and switches are counted against real
@@ -28,6 +28,7 @@ RESULT = ROOT / "benchmarks" / "results" / "shipping.json"
 SHARDS, SHARD_BYTES = 26, 50_000_000  # 24 decoder layers, the embeddings and the head
 ROUNDS = 3
 SWITCHES = 1000
+REGISTER_KILLS = 80
 sys.path.insert(0, str(TESTS))
 
 
@@ -158,7 +159,7 @@ def switches(work: Path) -> dict[str, object]:
 
 
 def kills(work: Path) -> dict[str, object]:
-    """Exporters and registrations killed at random; three kinds of place, one kind of store."""
+    """Exporters killed at random, at three kinds of place."""
     from ship_servers import s3_environment, start_s3, start_sshd, stop
 
     server, sshd = start_sshd(work / "ssh")
@@ -176,7 +177,6 @@ def kills(work: Path) -> dict[str, object]:
                 f"sftp://{server.authority}{local['sftp']}", local["sftp"], 40, 2.0, work / "b"
             ),
             "export to s3": _export_kills("s3://benchmark/models", "s3://benchmark/models", 40, 2.0, work / "c"),
-            "register": _register_kills(80, work / "repository"),
         }
     finally:
         stop(sshd)
@@ -194,9 +194,10 @@ def _export_kills(address: str, seen_at: str, count: int, longest_s: float, scra
     }  # fmt: skip
 
 
-def _register_kills(count: int, root: Path) -> dict[str, object]:
-    root.mkdir()
-    return _json([sys.executable, TESTS / "kill_registers.py", root, count, 1.5, 1])
+def register_kills(work: Path) -> dict[str, object]:
+    """Registrations killed at random; after each a reader verifies every version that can be seen."""
+    (work / "repository").mkdir()
+    return _json([sys.executable, TESTS / "kill_registers.py", work / "repository", REGISTER_KILLS, 1.5, 1])
 
 
 def _json(command: list[object]) -> dict:
@@ -206,7 +207,7 @@ def _json(command: list[object]) -> dict:
 
 
 def main() -> None:
-    parts = {"speed": speed, "switches": switches, "kills": kills}
+    parts = {"speed": speed, "switches": switches, "kills": kills, "register kills": register_kills}
     asked = sys.argv[1:] or list(parts)
     result = json.loads(RESULT.read_text("utf8")) if RESULT.exists() else {}
     for name in asked:

@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 for verb in (
     promotion.gate, promotion.promote, ancestry.history, ancestry.lineage,
-    shipping.export, shipping.rollback, shipping.releases, shipping.gc, speeds.speed,
+    shipping.export, shipping.rollback, shipping.releases, shipping.gc, shipping.push, speeds.speed,
     checking.sign,
 ):  # fmt: skip
     app.command()(verb)

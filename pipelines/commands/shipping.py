@@ -55,6 +55,21 @@ def export(
     _tell(done, as_json)
 
 
+def push(
+    reference: Annotated[str, typer.Argument(help="NAME@ALIAS, NAME/VERSION, or an artifact's folder")],
+    to: Annotated[str, typer.Option("--to", help="oci://HOST/NAME:TAG")],
+    as_json: AsJson = False,
+) -> None:
+    """Push a model to an OCI registry in ModelPack's layout, a layer a file; `docker login` says who you are."""
+    from registry.oci import push as push_layers  # noqa: PLC0415 - slow to import
+
+    done = push_layers(_source(reference)[0], to)
+    if as_json:
+        print_json({"address": done.address, "digest": done.digest, "sent_bytes": done.sent_bytes})
+    else:
+        print(done)
+
+
 def rollback(
     to: To,
     release: Annotated[str | None, typer.Option(help="the digest, or its beginning, of another than the last")] = None,
