@@ -57,13 +57,22 @@ def export(
 
 def push(
     reference: Annotated[str, typer.Argument(help="NAME@ALIAS, NAME/VERSION, or an artifact's folder")],
-    to: Annotated[str, typer.Option("--to", help="oci://HOST/NAME:TAG")],
+    to: Annotated[str, typer.Option("--to", help="oci://HOST/NAME:TAG or hf://ORG/NAME[@BRANCH]")],
     as_json: AsJson = False,
 ) -> None:
-    """Push a model to an OCI registry in ModelPack's layout, a layer a file; `docker login` says who you are."""
-    from registry.oci import push as push_layers  # noqa: PLC0415 - slow to import
+    """Push a model to an OCI registry (ModelPack's layout, a layer a file) or to a Hugging Face hub (one commit)."""
+    from registry.hub import push_to_hub  # noqa: PLC0415 - slow to import, both
+    from registry.oci import push as push_layers  # noqa: PLC0415
 
-    done = push_layers(_source(reference)[0], to)
+    folder = _source(reference)[0]
+    if to.startswith("hf://"):
+        committed = push_to_hub(folder, to, _measured(reference))
+        if as_json:
+            print_json({"address": to, "commit": committed.url})
+        else:
+            print(committed)
+        return
+    done = push_layers(folder, to)
     if as_json:
         print_json({"address": done.address, "digest": done.digest, "sent_bytes": done.sent_bytes})
     else:
@@ -133,6 +142,17 @@ def _source(reference: str) -> tuple[Path, str, str]:
 
     folder, version = resolve_version(reference, root=repository_root())
     return folder, version.model, f"{version.model}/{version.number} ({version.variant})"
+
+
+def _measured(reference: str) -> str | None:
+    """The table that a registered version shows; a folder that no registry knows has none."""
+    if (Path(reference) / MANIFEST).is_file():
+        return None
+    from registry.resolve import resolve_version  # noqa: PLC0415 - MLflow is slow to import
+
+    metrics = resolve_version(reference, root=repository_root())[1].metrics
+    rows = [f"| {name} | {value:,.6g} |" for name, value in sorted(metrics.items())]
+    return "\n".join(["| metric | value |", "| --- | ---: |", *rows]) if rows else None
 
 
 def _signature(folder: Path) -> dict[str, bytes]:
