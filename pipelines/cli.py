@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from pipelines.check import in_order
-from pipelines.commands import ancestry, checking, pairing, promotion, shipping, speeds
+from pipelines.commands import ancestry, checking, pairing, promotion, shipping, speeds, tasks
 from pipelines.params import ParamsError, load
 from pipelines.stage import device, new_artifact, one_line_errors, parent, repository_root
 from registry.manifest import MANIFEST
@@ -25,7 +25,7 @@ app = typer.Typer(
 for verb in (
     promotion.gate, promotion.promote, ancestry.history, ancestry.lineage,
     shipping.export, shipping.rollback, shipping.releases, shipping.gc, shipping.push, speeds.speed,
-    checking.sign,
+    checking.sign, tasks.tasks,
 ):  # fmt: skip
     app.command()(verb)
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON value for programs")]
