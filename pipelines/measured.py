@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.params import ParamsError
-from pipelines.speed import read_speed
+from pipelines.speed import gate_speed
 from registry.report import read_report
 
 
@@ -44,7 +44,7 @@ def read_local(root: Path, variant: str) -> Measured:
 
 def with_speed(report: dict[str, Any], root: Path, variant: str) -> dict[str, Any]:
     """The report, with what `turbopress speed` found on this machine."""
-    speed = read_speed(root, variant)
+    speed = gate_speed(root, variant)
     return report | {"speed": speed} if speed else report
 
 

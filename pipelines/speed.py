@@ -12,6 +12,7 @@ from compress.evaluate.intervals import Interval
 from pipelines.params import ParamsError
 
 SAME = ("engine", "machine")
+ENGINES = ("lmdeploy", "transformers")
 FOLDER = "speeds"  # beside params.yaml, and not in git: a speed is of this machine
 
 
@@ -19,14 +20,20 @@ class SpeedsDifferError(Exception):
     """Two speeds cannot be compared; the message says why."""
 
 
-def speed_file(root: Path, variant: str) -> Path:
+def speed_file(root: Path, variant: str, engine: str) -> Path:
     """Where `turbopress speed` keeps what it found."""
-    return root / FOLDER / f"{variant}.json"
+    return root / FOLDER / engine / f"{variant}.json"
 
 
-def read_speed(root: Path, variant: str) -> dict[str, Any] | None:
+def gate_speed(root: Path, variant: str) -> dict[str, Any] | None:
+    """What the gate goes by: the engine that serves where it was timed, else transformers."""
+    found = (read_speed(root, variant, engine) for engine in ENGINES)
+    return next((speed for speed in found if speed), None)
+
+
+def read_speed(root: Path, variant: str, engine: str) -> dict[str, Any] | None:
     """What was timed of a variant here, None where nothing was."""
-    path = speed_file(root, variant)
+    path = speed_file(root, variant, engine)
     if not path.is_file():
         return None
     try:

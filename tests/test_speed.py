@@ -10,6 +10,7 @@ from tiny_repository import make_repository
 
 from pipelines import cli
 from pipelines.measured import read_local
+from pipelines.speed import speed_file
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,8 @@ def turbopress(here, monkeypatch, capsys):
 def test_a_variant_is_timed_at_every_batch_with_its_peak_memory(turbopress, here):
     status, out, err = turbopress("speed", "awq-w4", "--batches", "1,3", "--json")
     assert status == 0, err
-    (found,) = json.loads(out).values()
+    (found,) = json.loads(out)
+    assert found.pop("variant") == "awq-w4"
     assert list(found["batches"]) == ["1", "3"]
     for batch in found["batches"].values():
         assert 0 < batch["slowest_tokens_per_s"] <= batch["tokens_per_s"] <= batch["fastest_tokens_per_s"]
@@ -51,9 +53,10 @@ def test_a_variant_is_timed_at_every_batch_with_its_peak_memory(turbopress, here
 
 
 def test_engines_and_machines_have_tables_of_their_own(turbopress, here):
-    (here / "speeds").mkdir()
-    for variant, timed in {"base": speed(engine="lmdeploy"), "awq-w4": speed(100.0)}.items():
-        (here / "speeds" / f"{variant}.json").write_text(json.dumps(timed | {"peak_bytes": 2**20}))
+    for variant, engine in {"base": "lmdeploy", "awq-w4": "transformers"}.items():
+        path = speed_file(here, variant, engine)
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(speed(engine=engine) | {"peak_bytes": 2**20}))
     _, out, _ = turbopress("speed")
     tables = out.split("lmdeploy on cpu")
     assert len(tables) == 2
@@ -65,6 +68,7 @@ def test_engines_and_machines_have_tables_of_their_own(turbopress, here):
     ("arguments", "words"),
     [
         (["nobody"], "nobody: no model in"),
+        (["awq-w4", "--engine", "vllm"], "--engine vllm: choose lmdeploy or transformers"),
         (["awq-w4", "--batches", "0"], "--batches 0: write whole numbers"),
         (["awq-w4", "--batches", "a,b"], "--batches a,b: write whole numbers"),
     ],
@@ -74,3 +78,11 @@ def test_what_cannot_be_timed_is_one_line(turbopress, arguments, words):
     assert (status, out) == (1, "")
     assert words in err
     assert len(err.splitlines()) == 1
+
+
+def test_lmdeploy_s_speed_goes_before_that_of_transformers_at_the_gate(here):
+    for engine, rate in (("transformers", 1.0), ("lmdeploy", 2.0)):
+        path = speed_file(here, "awq-w4", engine)
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(speed(rate, engine=engine)))
+        assert read_local(here, "awq-w4").report["speed"]["engine"] == engine

@@ -11,10 +11,11 @@ from rich.table import Table
 
 from pipelines.commands.output import AsJson, console, print_json
 from pipelines.params import ParamsError, load
-from pipelines.speed import read_speed, speed_file
+from pipelines.speed import ENGINES, read_speed, speed_file
 from pipelines.stage import fresh_file, repository_root
 
 BATCHES = "1,8,64"
+PROGRAMS = {"transformers": "pipelines.timing", "lmdeploy": "pipelines.timing_lmdeploy"}
 
 
 def speed(
@@ -22,30 +23,33 @@ def speed(
         list[str] | None, typer.Argument(help="to be timed; without any, what was timed is shown")
     ] = None,
     batches: Annotated[str, typer.Option(help="rows written at once, with commas between")] = BATCHES,
+    engine: Annotated[str, typer.Option(help="transformers, or lmdeploy where it and a GPU are")] = "transformers",
     as_json: AsJson = False,
 ) -> None:
-    """Time variants on this machine, through transformers; the gate and the registry read what is found."""
+    """Time variants on this machine; the gate and the registry read what is found."""
     root = repository_root()
+    if engine not in ENGINES:
+        raise ParamsError(f"--engine {engine}: choose {' or '.join(ENGINES)}")
     known = load(root).variants
     for variant in variants or []:
         folder = root / "models" / variant
         if variant not in known or not (folder / "config.json").is_file():
             raise ParamsError(f"{variant}: no model in {folder}; run `dvc repro` or name one of {', '.join(known)}")
-        measured = _timed(folder, _numbers(batches))
-        with fresh_file(speed_file(root, variant)) as file:
+        measured = _timed(PROGRAMS[engine], folder, _numbers(batches))
+        with fresh_file(speed_file(root, variant, engine)) as file:
             file.write_text(json.dumps(measured, indent=2) + "\n", "utf8")
-    timed = {variant: found for variant in known if (found := read_speed(root, variant))}
+    timed = [(v, found) for e in ENGINES for v in known if (found := read_speed(root, v, e))]
     if as_json:
-        print_json(timed)
+        print_json([{"variant": variant, **found} for variant, found in timed])
         return
-    for engine, machine in sorted({(found["engine"], found["machine"]) for found in timed.values()}):
-        rows = {k: v for k, v in timed.items() if (v["engine"], v["machine"]) == (engine, machine)}
-        console().print(_table(f"{engine} on {machine}", rows))
+    for name, machine in sorted({(found["engine"], found["machine"]) for _, found in timed}):
+        rows = {v: found for v, found in timed if (found["engine"], found["machine"]) == (name, machine)}
+        console().print(_table(f"{name} on {machine}", rows))
 
 
-def _timed(folder: Path, batches: list[int]) -> dict[str, Any]:
+def _timed(program: str, folder: Path, batches: list[int]) -> dict[str, Any]:
     """Each model in a process of its own, or the peak would be the largest one's."""
-    command = [sys.executable, "-m", "pipelines.timing", str(folder), *map(str, batches)]
+    command = [sys.executable, "-m", program, str(folder), *map(str, batches)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
