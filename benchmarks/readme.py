@@ -103,6 +103,23 @@ def _memory() -> str:
     return "\n" + "\n".join(lines) + "\n"
 
 
+def _switches() -> str:
+    found = _read("benchmarks/results/shipping.json")
+    exports = [entry for entry in found["kills"].values() if isinstance(entry, dict)]
+    registered = found["register kills"]
+    misses = found["switches"]["misses"] + sum(entry["misses"] for entry in exports) + registered["half_visible"]
+    kills = sum(entry["kills"] for entry in exports) + registered["killed"]
+    met = "no reader met half a model" if misses == 0 else f"readers met half a model {misses} times"
+    return (
+        f"{found['switches']['switches']:,} switches under a reading loop and {kills} kills at random points of "
+        f"exporting (a folder, OpenSSH, S3) and registering, {met}"
+    )
+
+
+def _replay() -> str:
+    return f"{_read('benchmarks/results/replay.json')['times_smaller']:.0f}"
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "table": _table,
     "recipes": _recipes,
@@ -111,6 +128,8 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "engine": _engine,
     "repro": _repro,
     "memory": _memory,
+    "switches": _switches,
+    "replay": _replay,
 }
 
 

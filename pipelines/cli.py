@@ -11,6 +11,7 @@ from rich.console import Console
 from pipelines import vision
 from pipelines.chat import chat
 from pipelines.check import in_order
+from pipelines.commands import ancestry, checking, pairing, promotion, shipping, speeds, tasks
 from pipelines.conformance import conformance
 from pipelines.folders import model_folder
 from pipelines.memory import memory
@@ -27,6 +28,12 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+for verb in (
+    promotion.gate, promotion.promote, ancestry.history, ancestry.lineage,
+    shipping.export, shipping.rollback, shipping.releases, shipping.gc, shipping.push, speeds.speed,
+    checking.sign, tasks.tasks,
+):  # fmt: skip
+    app.command()(verb)
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON value for programs")]
 
 
@@ -45,13 +52,18 @@ def check() -> None:
 
 @app.command()
 def compare(
-    as_json: AsJson = False, md: Annotated[bool, typer.Option("--md", help="print a Markdown table")] = False
+    pair: Annotated[list[str] | None, typer.Argument(help="two variants, to be compared on the same text")] = None,
+    as_json: AsJson = False,
+    md: Annotated[bool, typer.Option("--md", help="print a Markdown table")] = False,
 ) -> None:
-    """Print the table of all variants: size, perplexity, divergence from the base."""
+    """Print the table of all variants, or how two of them differ: size, perplexity, divergence from the base."""
     from pipelines.overlap import warnings  # noqa: PLC0415 - the other commands need no table
     from pipelines.summary import markdown, read_rows, table  # noqa: PLC0415
 
     root = repository_root()
+    if pair:
+        pairing.print_pair(root, pair, as_json=as_json)
+        return
     rows = read_rows(load(root), root / "reports")
     for line in warnings(root / "reports" / "overlap.json"):
         print(f"turbopress: {line}", file=sys.stderr)
@@ -64,29 +76,24 @@ def compare(
 
 
 @app.command()
-def verify(folder: Annotated[Path, typer.Argument(help="an artifact")], as_json: AsJson = False) -> None:
+def verify(
+    folder: Annotated[Path, typer.Argument(help="an artifact")],
+    rederive: Annotated[int, typer.Option(min=0, help="quantize so many random layers again and compare")] = 0,
+    parent_folder: Annotated[Path | None, typer.Option("--parent", help="what it was quantized from")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="the windows it was quantized on")] = None,
+    public_key: Annotated[Path | None, typer.Option(help="check the signature too, by this key in PEM")] = None,
+    as_json: AsJson = False,
+) -> None:
     """Read every byte of an artifact again and compare it with its manifest."""
     manifest = verify_folder(folder)
+    if public_key:
+        checking.check_signature(folder, public_key)
+    if rederive:
+        checking.rederive_layers(folder, rederive, parent_folder, calibration)
     if as_json:
         _print_json({"folder": str(folder), "digest": manifest.digest, "files": len(manifest.files)})
     else:
         print(f"{folder}: {len(manifest.files)} files, {manifest.size_bytes:,} bytes, unaltered, {manifest.digest}")
-
-
-@app.command()
-def export(
-    reference: Annotated[str, typer.Argument(help="NAME@ALIAS or NAME/VERSION, as in internlm2-demo@awq-w4")],
-    to: Annotated[str, typer.Option("--to", help="the folder that a server reads")],
-    as_json: AsJson = False,
-) -> None:
-    """Copy a registered model to TO/releases/DIGEST, verify it there, and switch TO/current to it."""
-    from registry.export import export as send  # noqa: PLC0415 - MLflow is slow to import
-
-    sent = send(reference, to, root=repository_root())
-    if as_json:
-        _print_json({"release": str(sent.release), "sent_bytes": sent.sent_bytes})
-    else:
-        print(sent)
 
 
 @app.command()
@@ -134,8 +141,8 @@ def explain(
     run(folder, base, on, windows, layers, as_json=as_json)
 
 
-for verb in (chat, conformance, memory, serve, web):
-    app.command()(verb)
+for command in (chat, conformance, memory, serve, web):
+    app.command()(command)
 app.add_typer(vision.app, name="vision")
 
 

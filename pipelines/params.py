@@ -14,6 +14,7 @@ from compress.distill.recipe import DistillRecipe
 from compress.prune.recipe import DepthRecipe
 from compress.strict import Strict
 from pipelines import lineage
+from pipelines.limits import Gate
 from pipelines.lineage import BASE
 from pipelines.variants import QuantizeVariant, Served
 from serving.profile import EngineProfile
@@ -71,6 +72,7 @@ class Params(Strict):
     quantize: dict[str, QuantizeVariant]
     registry: Registry
     kv_cache: dict[str, list[Literal[8, 4]]] = Field(default_factory=dict)  # variants measured with such a cache too
+    gate: Gate = Gate()
     serve: EngineProfile = EngineProfile()  # what `turbopress serve` tells LMDeploy, unless a flag says otherwise
 
     @model_validator(mode="after")

@@ -29,7 +29,7 @@ STAGES = {
     "prune": ["shallow", "models/base", "data/calibration", "out/shallow", "out/trace"],
     "quantize": ["awq-w4", "models/base", "data/calibration", "out/awq-w4", "out/trace"],
     "evaluate": ["base", "models/base", "models/base", "data/calibration", "out/base.json", "details/base"],
-    "compare": ["reports"],
+    "compare": ["reports", "evaluations"],
     "register": ["base", "models/base", "reports/base.json", "reports/base.json"],
 }
 PROGRESS = re.compile(r"(layer|batch|step) \d+ of \d+, [\d.]+ s, [\d.]+ s left")

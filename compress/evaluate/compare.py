@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from compress.distill.train import final_hidden
-from compress.evaluate.kv_cache import quantized_cache
+from compress.evaluate.kv_cache import cached_hidden
 from compress.progress import Progress, silent
 
 LOGITS_AT_ONCE = 2**24  # entries of one model's logits in memory
@@ -85,7 +85,7 @@ def compare_caches(
     for x, c in zip(progress(tokens.split(batch), "batch"), counts.split(batch), strict=True):
         reference = final_hidden(base, x)
         for bits, scored in rows.items():
-            hidden = final_hidden(variant, x) if bits is None else _cached_hidden(variant, x, bits)
+            hidden = final_hidden(variant, x) if bits is None else cached_hidden(variant, x, bits)
             scored.append(_score(hidden, variant.lm_head.weight, reference, base.lm_head.weight, x, c))
     return {bits: _joined(scored, weights) for bits, scored in rows.items()}
 
@@ -93,12 +93,6 @@ def compare_caches(
 def _joined(scored: list[tuple[Tensor, ...]], weights: Tensor | None) -> WindowScores:
     nll, base_nll, kl, top1 = (torch.cat(column) for column in zip(*scored, strict=True))
     return WindowScores(nll, base_nll, kl, top1, weights)
-
-
-def _cached_hidden(model: PreTrainedModel, tokens: Tensor, bits: int) -> Tensor:
-    """What the output head reads when attention reads a cache of so many bits."""
-    hidden: Tensor = model.model(tokens, use_cache=True, past_key_values=quantized_cache(bits)).last_hidden_state
-    return hidden
 
 
 def _score(

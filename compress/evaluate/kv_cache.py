@@ -10,9 +10,9 @@ prompt through the cache too, so one forward pass over a window is what the engi
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 
@@ -51,3 +51,9 @@ LAYERS = {8: _Layer8, 4: _Layer4}
 def quantized_cache(bits: int) -> Cache:
     """An empty cache of 8 or 4 bits for `model(…, past_key_values=…)`."""
     return Cache(layer_class_to_replicate=LAYERS[bits])
+
+
+def cached_hidden(model: PreTrainedModel, tokens: Integer[Tensor, "windows length"], bits: int) -> Tensor:
+    """What the output head reads when attention reads a cache of so many bits."""
+    hidden: Tensor = model.model(tokens, use_cache=True, past_key_values=quantized_cache(bits)).last_hidden_state
+    return hidden
