@@ -69,17 +69,20 @@ def main(key: str, source: Path, calibration: Path, out: Path, trace: Path) -> N
         workers.wait()
         quantize(unfinished(out, resume))
         return
-    with new_artifact(
-        out, kind="quantized", recipe=described, parents={"from": origin}, data=data, seed=None, origin=origin.origin,
-        key=resume,
-    ) as folder:  # fmt: skip
-        if isinstance(recipe, AwqRecipe):
-            workers.wait()
-        rows, draw = quantize(folder)
-        write_tokenizer(source, folder)
-        shutil.rmtree(trace, ignore_errors=True)  # of a run that was killed between here and the end
-        write_trace(trace, rows, draw)
-    journal.close()
+    try:
+        with new_artifact(
+            out, kind="quantized", recipe=described, parents={"from": origin}, data=data, seed=None,
+            origin=origin.origin, key=resume,
+        ) as folder:  # fmt: skip
+            if isinstance(recipe, AwqRecipe):
+                workers.wait()
+            rows, draw = quantize(folder)
+            write_tokenizer(source, folder)
+            shutil.rmtree(trace, ignore_errors=True)  # of a run that was killed between here and the end
+            write_trace(trace, rows, draw)
+    finally:
+        if not unfinished(out, resume).exists():
+            journal.close()
 
 
 def require_servable(config: ModelConfig, recipe: QuantizeVariant, place: str) -> None:

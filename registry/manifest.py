@@ -150,8 +150,8 @@ def fresh_folder(path: Path, key: str | None = None) -> Iterator[Path]:
     """Yields an empty sibling of `path`: on success it is flushed and becomes `path`, on any exception it is gone.
 
     `path` must not exist, or be an empty folder. What a killed process left beside it is swept away first. With a
-    `key` that names all that decides the content, what was left under the same key is yielded again instead, and an
-    exception leaves it for the next try.
+    `key` that names all that decides the content, what was left under the same key is yielded again instead; an
+    interruption leaves it for the next try, and so does a RuntimeError, which a device out of memory raises.
     """
     if os.path.lexists(path) and not _is_empty_folder(path):
         raise RegistryError(f"{path}: exists already, and nothing is written over; remove it first")
@@ -166,7 +166,8 @@ def fresh_folder(path: Path, key: str | None = None) -> Iterator[Path]:
             os.rename(incoming, path)  # takes the place of an empty folder in the same step
             _fsync(path.parent)
     except BaseException as error:
-        if key is None:
+        refused = isinstance(error, Exception) and not isinstance(error, RuntimeError)
+        if key is None or refused:
             shutil.rmtree(incoming, ignore_errors=True)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RegistryError(f"{path}: the disk is full; free space there and run again") from error

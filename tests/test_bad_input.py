@@ -267,7 +267,7 @@ def run_on_a_small_disk(stage, repository, size, prepare=":", script=ON_A_SMALL_
     ("stage", "size", "prepare", "place"),
     [
         ("fetch", "3m", ":", r"\.base.*/model-00003-of-00004\.safetensors"),  # the second layer
-        ("quantize", "400k", ":", r"\.awq-w4.*/model-00003-of-00004\.safetensors"),
+        ("quantize", "400k", ":", r"\.awq-w4.*/model-00004-of-00004\.safetensors"),
         ("quantize", "1060k", ":", "awq-w4"),  # the tokenizer
         ("corpus", "64k", FILL, r"\.calibration.*"),
         ("evaluate", "64k", FILL, r"base\.json"),
