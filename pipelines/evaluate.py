@@ -82,7 +82,7 @@ def _written(variant: PreTrainedModel, base: Path, tokens: Tensor) -> dict[str, 
     stop = GenerationConfig.from_pretrained(base).eos_token_id if (base / "generation_config.json").is_file() else None
     ends = [stop] if isinstance(stop, int) else list(stop or [])
     outputs = write_on(variant, prompts, WRITTEN_TOKENS, ends, batch=BATCH, progress=show)
-    judged = likelihood(load_model(base, device=device()), outputs, progress=show)
+    judged = likelihood(load_model(base, device=device()), outputs)
     return {**describe(outputs), "output_nll_nats": judged}
 
 

@@ -69,3 +69,8 @@ def test_a_description_counts_length_ends_and_repetition():
     assert found["output_tokens"] == 5.5
     assert found["output_ended"] == 0.5
     assert found["output_repetition"] == pytest.approx((0 + 4 / 5) / 2)
+
+
+def test_a_continuation_stays_within_the_model_s_context(model):
+    outputs = write_on(model, windows(1, 60), 50, [])
+    assert outputs.most_tokens == len(outputs.written[0]) == 4

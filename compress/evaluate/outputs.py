@@ -36,15 +36,14 @@ def write_on(
     batch: int = 8,
     progress: Progress = silent,
 ) -> Outputs:
-    """The greedy continuation of every prompt, the end mark included where it came."""
-    config = GenerationConfig(
-        max_new_tokens=most_tokens, do_sample=False, eos_token_id=list(stop_ids) or None, pad_token_id=0
-    )
+    """The greedy continuation of every prompt, its end mark included, within the model's context."""
+    most = min(most_tokens, model.config.max_position_embeddings - prompts.shape[1])
+    config = GenerationConfig(max_new_tokens=most, do_sample=False, eos_token_id=list(stop_ids) or None, pad_token_id=0)
     written: list[list[int]] = []
     for part in progress(prompts.split(batch), "batch"):
         both = model.generate(part, attention_mask=torch.ones_like(part), generation_config=config)
         written += [_until_the_end(row, stop_ids) for row in both[:, part.shape[1] :].tolist()]
-    return Outputs(prompts, written, most_tokens)
+    return Outputs(prompts, written, most)
 
 
 def describe(outputs: Outputs) -> Mapping[str, float]:
