@@ -7,11 +7,17 @@ A test renders the page again and compares, so a figure that no file backs canno
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/serving.py would stand before the package
+
 from pipelines.summary import markdown
+from serving.memory import plan
+from serving.profile import EngineProfile
+from serving.shape import read_shape
 
 ROOT = Path(__file__).parents[1]
 SECTION = re.compile(r"(<!-- (\w+)[^>]*-->)(.*?)(<!-- end -->)", re.DOTALL)
@@ -81,9 +87,50 @@ def _repro() -> str:
     return f"{run['elapsed_s'] / 60:.1f} minutes and {run['peak_bytes'] / 2**30:.1f} GiB"
 
 
+def _memory() -> str:
+    shape = read_shape(ROOT / "benchmarks" / "results" / "internlm2_chat_1_8b.json")
+    lines = [
+        "| weights | KV cache | cache ratio | nvidia-smi | planned | tokens |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in _read("benchmarks/results/tutorial_readings.json"):
+        told = EngineProfile(cache_max_entry_count=row["cache"])
+        planned = plan(shape, told, 24 * 2**30, row["weight_bits"])
+        lines.append(
+            f"| {row['weight_bits']}-bit | 16-bit | {row['cache']} | {row['read_mib']:,} MiB "
+            f"| {planned.total_bytes / 2**20:,.0f} MiB | {planned.tokens:,} |"
+        )
+    return "\n" + "\n".join(lines) + "\n"
+
+
+def _switches() -> str:
+    found = _read("benchmarks/results/shipping.json")
+    exports = [entry for entry in found["kills"].values() if isinstance(entry, dict)]
+    registered = found["register kills"]
+    misses = found["switches"]["misses"] + sum(entry["misses"] for entry in exports) + registered["half_visible"]
+    kills = sum(entry["kills"] for entry in exports) + registered["killed"]
+    met = "no reader met half a model" if misses == 0 else f"readers met half a model {misses} times"
+    return (
+        f"{found['switches']['switches']:,} switches under a reading loop and {kills} kills at random points of "
+        f"exporting (a folder, OpenSSH, S3) and registering, {met}"
+    )
+
+
+def _replay() -> str:
+    return f"{_read('benchmarks/results/replay.json')['times_smaller']:.0f}"
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
-    "table": _table, "recipes": _recipes, "quality": _quality, "speed": _speed, "engine": _engine, "repro": _repro,
-}  # fmt: skip
+    "table": _table,
+    "recipes": _recipes,
+    "quality": _quality,
+    "speed": _speed,
+    "engine": _engine,
+    "repro": _repro,
+    "memory": _memory,
+    "switches": _switches,
+    "replay": _replay,
+}
 
 
 def render(text: str) -> str:

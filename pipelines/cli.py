@@ -8,10 +8,17 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from pipelines import vision
+from pipelines.chat import chat
 from pipelines.check import in_order
+from pipelines.commands import ancestry, checking, pairing, promotion, shipping, speeds, tasks
+from pipelines.conformance import conformance
+from pipelines.folders import model_folder
+from pipelines.memory import memory
 from pipelines.params import ParamsError, load
-from pipelines.stage import device, new_artifact, one_line_errors, parent, repository_root
-from registry.manifest import MANIFEST
+from pipelines.serve import serve
+from pipelines.stage import new_artifact, one_line_errors, parent, repository_root
+from pipelines.web import web
 from registry.manifest import verify as verify_folder
 
 app = typer.Typer(
@@ -21,6 +28,12 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+for verb in (
+    promotion.gate, promotion.promote, ancestry.history, ancestry.lineage,
+    shipping.export, shipping.rollback, shipping.releases, shipping.gc, shipping.push, speeds.speed,
+    checking.sign, tasks.tasks,
+):  # fmt: skip
+    app.command()(verb)
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON value for programs")]
 
 
@@ -39,13 +52,18 @@ def check() -> None:
 
 @app.command()
 def compare(
-    as_json: AsJson = False, md: Annotated[bool, typer.Option("--md", help="print a Markdown table")] = False
+    pair: Annotated[list[str] | None, typer.Argument(help="two variants, to be compared on the same text")] = None,
+    as_json: AsJson = False,
+    md: Annotated[bool, typer.Option("--md", help="print a Markdown table")] = False,
 ) -> None:
-    """Print the table of all variants: size, perplexity, divergence from the base."""
+    """Print the table of all variants, or how two of them differ: size, perplexity, divergence from the base."""
     from pipelines.overlap import warnings  # noqa: PLC0415 - the other commands need no table
     from pipelines.summary import markdown, read_rows, table  # noqa: PLC0415
 
     root = repository_root()
+    if pair:
+        pairing.print_pair(root, pair, as_json=as_json)
+        return
     rows = read_rows(load(root), root / "reports")
     for line in warnings(root / "reports" / "overlap.json"):
         print(f"turbopress: {line}", file=sys.stderr)
@@ -58,29 +76,24 @@ def compare(
 
 
 @app.command()
-def verify(folder: Annotated[Path, typer.Argument(help="an artifact")], as_json: AsJson = False) -> None:
+def verify(
+    folder: Annotated[Path, typer.Argument(help="an artifact")],
+    rederive: Annotated[int, typer.Option(min=0, help="quantize so many random layers again and compare")] = 0,
+    parent_folder: Annotated[Path | None, typer.Option("--parent", help="what it was quantized from")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="the windows it was quantized on")] = None,
+    public_key: Annotated[Path | None, typer.Option(help="check the signature too, by this key in PEM")] = None,
+    as_json: AsJson = False,
+) -> None:
     """Read every byte of an artifact again and compare it with its manifest."""
     manifest = verify_folder(folder)
+    if public_key:
+        checking.check_signature(folder, public_key)
+    if rederive:
+        checking.rederive_layers(folder, rederive, parent_folder, calibration)
     if as_json:
         _print_json({"folder": str(folder), "digest": manifest.digest, "files": len(manifest.files)})
     else:
         print(f"{folder}: {len(manifest.files)} files, {manifest.size_bytes:,} bytes, unaltered, {manifest.digest}")
-
-
-@app.command()
-def export(
-    reference: Annotated[str, typer.Argument(help="NAME@ALIAS or NAME/VERSION, as in internlm2-demo@awq-w4")],
-    to: Annotated[str, typer.Option("--to", help="the folder that a server reads")],
-    as_json: AsJson = False,
-) -> None:
-    """Copy a registered model to TO/releases/DIGEST, verify it there, and switch TO/current to it."""
-    from registry.export import export as send  # noqa: PLC0415 - MLflow is slow to import
-
-    sent = send(reference, to, root=repository_root())
-    if as_json:
-        _print_json({"release": str(sent.release), "sent_bytes": sent.sent_bytes})
-    else:
-        print(sent)
 
 
 @app.command()
@@ -104,34 +117,6 @@ def convert(
 
 
 @app.command()
-def chat(
-    model: Annotated[str, typer.Argument(help="a variant of params.yaml, a folder, or NAME@ALIAS")],
-    prompt: Annotated[str | None, typer.Argument(help="answer this once; without it, a conversation")] = None,
-    raw: Annotated[bool, typer.Option(help="continue the text as it stands, without chat markup")] = False,
-    system: Annotated[str | None, typer.Option(help="a system prompt")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1)] = 200,
-    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token")] = 0.7,
-    top_p: Annotated[float, typer.Option(min=0, max=1)] = 0.95,
-    seed: int = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Talk to a stored model through transformers, on the CPU or a GPU; /reset forgets, Ctrl-D ends."""
-    folder = _folder(model)
-    if (folder / MANIFEST).exists():  # any other folder may be talked to as well
-        verify_folder(folder)
-    from compress.evaluate.generation import Sampling, Speaker  # noqa: PLC0415 - torch is slow to import
-    from pipelines.conversation import answer_once, converse  # noqa: PLC0415
-
-    speaker, sampling = Speaker.load(folder, device()), Sampling(max_tokens, temperature, top_p, seed)
-    if prompt is None:
-        converse(speaker, sampling, raw=raw, system=system)
-        return
-    text = answer_once(speaker, prompt, sampling, raw=raw, system=system, echo=not as_json)
-    if as_json:
-        _print_json({"model": str(folder), "prompt": prompt, "text": text})
-
-
-@app.command()
 def explain(
     model: Annotated[str, typer.Argument(help="a quantized variant of params.yaml, or a folder")],
     parent_model: Annotated[
@@ -152,23 +137,13 @@ def explain(
     """Say which layers of a quantized model lose how much, why, and what to try."""
     from pipelines.explain import run  # noqa: PLC0415 - torch is slow to import
 
-    folder, base = _folder(model), None if parent_model is None else _folder(parent_model)
+    folder, base = model_folder(model), None if parent_model is None else model_folder(parent_model)
     run(folder, base, on, windows, layers, as_json=as_json)
 
 
-def _folder(model: str) -> Path:
-    """The folder that a variant's key, a path or a registered version means."""
-    if "@" in model:
-        from registry.resolve import resolve  # noqa: PLC0415 - MLflow is slow to import
-
-        return resolve(model, root=repository_root())
-    places = [Path(model)]
-    if "/" not in model:
-        places.append(repository_root() / "models" / model)
-    for place in places:
-        if (place / "config.json").is_file():
-            return place
-    raise ParamsError(f"{model}: no model in {' or '.join(map(str, places))}; run `dvc repro` or give a folder")
+for command in (chat, conformance, memory, serve, web):
+    app.command()(command)
+app.add_typer(vision.app, name="vision")
 
 
 def _print_json(value: Any) -> None:

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from compress.corpus import CorpusRecipe
 from compress.distill.recipe import DistillRecipe
 from compress.prune.recipe import DepthRecipe
 from compress.strict import Strict
 from pipelines import lineage
+from pipelines.limits import Gate
 from pipelines.lineage import BASE
 from pipelines.variants import QuantizeVariant, Served
+from serving.profile import EngineProfile
 
 FILE = "params.yaml"
 _NOTHING = object()
@@ -69,6 +71,15 @@ class Params(Strict):
     distill: dict[str, DistillVariant]
     quantize: dict[str, QuantizeVariant]
     registry: Registry
+    kv_cache: dict[str, list[Literal[8, 4]]] = Field(default_factory=dict)  # variants measured with such a cache too
+    gate: Gate = Gate()
+    serve: EngineProfile = EngineProfile()  # what `turbopress serve` tells LMDeploy, unless a flag says otherwise
+
+    @model_validator(mode="after")
+    def _caches_of_variants(self) -> "Params":
+        if unknown := sorted(self.kv_cache.keys() - self.variants.keys()):
+            raise ValueError(f"kv_cache: no model is named {', '.join(unknown)}; there are {', '.join(self.variants)}")
+        return self
 
     @property
     def variants(self) -> dict[str, Family]:

@@ -6,21 +6,35 @@ from typing import Annotated
 import typer
 
 from pipelines.check import changed_sources
+from pipelines.measured import with_speed
 from pipelines.params import ParamsError, load
 from pipelines.stage import repository_root, run
 from registry.publish import publish
 from registry.report import read_report
 
+Documents = Annotated[Path | None, typer.Option(help="what stage `evaluate` found of each document")]
+Comparison = Annotated[list[Path] | None, typer.Option(help="what stage `compare` made of all variants")]
 Sources = Annotated[Path | None, typer.Option(help="what stage `check` wrote; refuse if a source has changed since")]
 
 
-def main(key: str, folder: Path, report: Path, plots: list[Path], sources: Sources = None) -> None:
+def main(
+    key: str,
+    folder: Path,
+    report: Path,
+    plots: list[Path],
+    sources: Sources = None,
+    documents: Documents = None,
+    comparison: Comparison = None,
+) -> None:
     """Publishes FOLDER with its REPORT and PLOTS under the alias KEY."""
     root = repository_root()
     model = load(root).registry.model
     if sources and (changed := changed_sources(root, load(root), sources)):
         raise ParamsError("\n".join(changed))
-    print(publish(folder, read_report(report), root=root, model=model, variant=key, plots=plots))
+    print(publish(
+        folder, with_speed(read_report(report), root, key), root=root, model=model, variant=key, plots=plots,
+        attachments=[documents] if documents else [], comparison=comparison or [],
+    ))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pipelines.params import ParamsError
 from registry.card import model_card
 from registry.errors import RegistryError
 from registry.manifest import MANIFEST, Kind, Manifest, fresh_folder, read, seal, verify
+from serving.errors import ServingError
 
 LIBRARIES = ("turbopress", "torch", "transformers")
 REFUSED = 1
@@ -40,7 +41,7 @@ def one_line_errors() -> Iterator[None]:
     """Turns what we refuse, and a full disk, into a line each on stderr and exit status 1."""
     try:
         yield
-    except (CompressError, RegistryError, ParamsError) as error:
+    except (CompressError, RegistryError, ServingError, ParamsError) as error:
         _refuse(str(error))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

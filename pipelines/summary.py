@@ -29,12 +29,25 @@ def read_rows(params: Params, reports: Path) -> list[Row]:
     found = {key: read_report(path) for key, path in paths.items() if path.is_file()}
     if not found:
         raise ParamsError(f"{reports}: no reports yet; run `dvc repro`")
-    return [_row(params, key, report) for key, report in found.items()]
+    return [row for key, report in found.items() for row in _rows(params, key, report)]
 
 
-def _row(params: Params, key: str, report: Row) -> Row:
+def _rows(params: Params, key: str, report: Row) -> list[Row]:
+    """A variant's row, and one for each quantized KV cache that it was measured with: what it loses then."""
     made_from = " + ".join(params.parents(key).values())
-    return {"variant": key, "kind": report["kind"], "from": made_from, **report["metrics"]}
+    intervals = {"intervals": report["intervals"]} if "intervals" in report else {}
+    row = {"variant": key, "kind": report["kind"], "from": made_from, **report["metrics"], **intervals}
+    caches = report.get("kv_cache", {}).items()
+    return [row] + [row | {"variant": f"{key}, KV {bits}", "from": key, **lost} for bits, lost in caches]
+
+
+def pareto(rows: list[Row]) -> list[Row]:
+    """The variants that no other beats in both size and perplexity, the smallest first."""
+    front: list[Row] = []
+    for row in sorted(rows, key=lambda row: (row["size_bytes"], row["perplexity"])):
+        if not front or row["perplexity"] < front[-1]["perplexity"]:
+            front.append(row)
+    return front
 
 
 def cells(row: Row) -> list[str]:
@@ -69,16 +82,43 @@ def table(rows: list[Row]) -> Table:
 
 
 def picture(rows: list[Row], path: Path) -> None:
-    """Size against perplexity, one dot a variant: down and left is better."""
+    """Size and perplexity, a dot with its 95 % interval beside the base, and a line through the best of each size."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import, and a table needs none
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for row in rows:
-        size_mb = row["size_bytes"] / 1e6
+    rows = [row for row in rows if ", KV " not in row["variant"]]  # whose weights have their dot already
+    front = pareto(rows)
+    sizes_mb = [row["size_bytes"] / 1e6 for row in front]
+    axes.step(sizes_mb, [row["perplexity"] for row in front], where="post", color="#999999", linewidth=1, zorder=1)
+    for row, below in zip(rows, _crowded(rows), strict=True):
+        size_mb, low, high = row["size_bytes"] / 1e6, *_ends(row)
+        axes.vlines(size_mb, low, high, color=COLORS[row["kind"]], alpha=0.6, linewidth=3, zorder=2)
         axes.scatter(size_mb, row["perplexity"], s=60, color=COLORS[row["kind"]], zorder=3)
-        axes.annotate(row["variant"], (size_mb, row["perplexity"]), (7, 4), textcoords="offset points", fontsize=9)
+        place = (7, -12 if below else 4)
+        axes.annotate(row["variant"], (size_mb, row["perplexity"]), place, textcoords="offset points", fontsize=9)
     axes.set(xlabel="size of the weights, MB", ylabel="perplexity on held-out text (less is better)", xlim=(0, None))
     axes.margins(0.15)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def _ends(row: Row) -> tuple[float, float]:
+    """The perplexity's 95 % interval beside the base on the same text: how hard the text is has no part in it."""
+    value, delta = row["perplexity"], row.get("intervals", {}).get("perplexity_delta")
+    if delta is None:
+        return value, value
+    return value + delta["low"] - row["perplexity_delta"], value + delta["high"] - row["perplexity_delta"]
+
+
+def _crowded(rows: list[Row]) -> list[bool]:
+    """Which names would lie on another's: those a little below a neighbour."""
+    span = max(row["perplexity"] for row in rows) - min(row["perplexity"] for row in rows) or 1.0
+    return [
+        any(
+            abs(other["size_bytes"] / row["size_bytes"] - 1) < 0.05
+            and 0 < other["perplexity"] - row["perplexity"] < span / 15
+            for other in rows
+        )
+        for row in rows
+    ]

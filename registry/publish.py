@@ -20,11 +20,13 @@ from typing import Any, Literal
 from pydantic import JsonValue
 
 from registry.errors import RegistryError
+from registry.lineage import tell_ancestry
 from registry.manifest import verify
-from registry.record import Entry, link_parents, log, run
+from registry.races import settled
+from registry.record import Entry, attach_comparison, link_parents, log, run
 from registry.report import parse_report
 from registry.store import Store, as_default, experiment_id, explained, prepare, unless_it_exists
-from registry.versions import CANDIDATE, Version, describe, find, point
+from registry.versions import CANDIDATE, Version, describe, find, point, withdraw
 from registry.weights import Placed, discard, missing, place
 
 MODEL_TYPE = "turbomind"
@@ -61,21 +63,28 @@ def publish(
     variant: str,
     plots: Sequence[Path] = (),
     params: Mapping[str, JsonValue] | None = None,
+    attachments: Sequence[Path] = (),
+    comparison: Sequence[Path] = (),
 ) -> Published:
-    """The artifact is a version of `model` afterwards, with this report; the alias `variant` points at it."""
+    """The artifact is a version of `model` afterwards, with this report; the alias `variant` points at it.
+
+    `comparison` is of all variants, so it changes with any of them: the run shows the newest.
+    """
     _check_names(model, variant)
     manifest = verify(folder)
     measured = parse_report(report, variant=variant, digest=manifest.digest)
-    for plot in plots:
-        if not plot.is_file():
-            raise RegistryError(f"{plot}: no such plot; draw it first or leave it out")
-    entry = Entry(folder, manifest, measured, model, variant, tuple(plots), params or {}, root)
+    for file in (*plots, *attachments, *comparison):
+        if not file.is_file():
+            raise RegistryError(f"{file}: no such file; make it first or leave it out")
+    entry = Entry(folder, manifest, measured, model, variant, tuple(plots), params or {}, root, tuple(attachments))
     store = prepare(root)
     with explained(f"{store.uri}: {variant}"), store.alone():
         known = find(store.client, model, manifest.digest, variant)
         published = _register(store, entry) if known is None else _refresh(store, entry, known)
         if published.alias:
             point(store.client, published.version)
+        tell_ancestry(store.client, published.version)
+        attach_comparison(store.client, published.version.tags["measured_by"], comparison)
         return published
 
 
@@ -90,6 +99,10 @@ def _register(store: Store, entry: Entry) -> Published:
         link_parents(client, run_id, entry)
         client.finalize_logged_model(model.model_id, "READY")
         version = _create_version(store, entry, run_id, model.model_id)
+    first = find(client, entry.model, entry.manifest.digest, entry.variant)
+    if first is not None and first.number < version.number:  # another machine did the same at the same time
+        withdraw(client, version)
+        return Published(first, "unchanged", None, _alias(entry))
     return Published(version, "registered", placed, _alias(entry))
 
 
@@ -97,8 +110,10 @@ def _create_version(store: Store, entry: Entry, run_id: str, model_id: str) -> V
     tags = _version_tags(entry, run_id) | ({CANDIDATE: "true"} if _in_experiment() else {})
     source = f"models:/{model_id}"
     with as_default(store.uri):
-        made = store.client.create_model_version(
-            entry.model, source, run_id, tags, description=entry.description, model_id=model_id
+        made = settled(
+            lambda: store.client.create_model_version(
+                entry.model, source, run_id, tags, description=entry.description, model_id=model_id
+            )
         )
     return Version(entry.model, int(made.version), tags, run_id, model_id)
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 
 from registry.flatten import flatten
+from registry.hashing import sha256_file, sha256_json
 from registry.manifest import Manifest
+from registry.races import settled
 from registry.report import Report
 from registry.versions import find
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 PARAMS_A_BATCH = 100  # MLflow takes no more in one call
+COMPARISON = "comparison"  # the folder of a run that shows all variants, and the tag that says which state of it
 DATASET_DIGEST_LENGTH = 36  # nor a longer digest; the whole sha256 stands in the source
 
 
@@ -40,6 +43,7 @@ class Entry:
     plots: tuple[Path, ...]
     params: Mapping[str, JsonValue]
     root: Path
+    attachments: tuple[Path, ...] = ()  # files that stand beside report.json under their own names
 
     @property
     def tags(self) -> dict[str, str]:
@@ -51,6 +55,7 @@ class Entry:
             "kind": manifest.kind,
             **{f"base.{name}": value for name, value in manifest.origin.items()},
             **{f"parent.{role}": digest for role, digest in manifest.parents.items()},
+            **{f"data.{name}": digest for name, digest in manifest.data.items()},
         }
 
     @property
@@ -94,10 +99,25 @@ def log(client: "MlflowClient", run_id: str, model_id: str, entry: Entry) -> Non
     params = [Param(name, value) for name, value in entry.settings.items()]
     for start in range(0, len(params), PARAMS_A_BATCH):
         client.log_batch(run_id, params=params[start : start + PARAMS_A_BATCH])
-    client.log_inputs(run_id, datasets=[*_datasets(entry)])
+    settled(lambda: client.log_inputs(run_id, datasets=[*_datasets(entry)]))
     client.log_dict(run_id, entry.report.model_dump(mode="json"), "report.json")
     for plot in entry.plots:
         client.log_artifact(run_id, str(plot), "plots")
+    for attachment in entry.attachments:
+        client.log_artifact(run_id, str(attachment))
+
+
+def attach_comparison(client: "MlflowClient", run_id: str, files: Sequence[Path]) -> None:
+    """The run shows these files, which are sent again only when one of them has changed."""
+    if not files:
+        return
+    digest = sha256_json([[file.name, sha256_file(file)] for file in files])
+    made = client.get_run(run_id)
+    if made.data.tags.get(COMPARISON) == digest or made.info.lifecycle_stage != "active":
+        return
+    for file in files:
+        client.log_artifact(run_id, str(file), COMPARISON)
+    client.set_tag(run_id, COMPARISON, digest)
 
 
 def link_parents(client: "MlflowClient", run_id: str, entry: Entry) -> None:
@@ -114,16 +134,17 @@ def link_parents(client: "MlflowClient", run_id: str, entry: Entry) -> None:
     parents = [find(client, entry.model, digest) for digest in entry.manifest.parents.values()]
     fresh = {parent.model_id for parent in parents if parent} - known
     if fresh and made.info.lifecycle_stage == "active":  # a run somebody deleted takes no more inputs
-        client.log_inputs(run_id, models=[LoggedModelInput(model_id) for model_id in sorted(fresh)])
+        inputs = [LoggedModelInput(model_id) for model_id in sorted(fresh)]
+        settled(lambda: client.log_inputs(run_id, models=inputs))
 
 
 def workspace_tags(root: Path) -> dict[str, str]:
     """The code and the pipeline state this was registered from."""
     tags = {}
-    commit = _git(root, "rev-parse", "HEAD")
+    commit = git(root, "rev-parse", "HEAD")
     if commit is not None:
         tags["mlflow.source.git.commit"] = commit  # the name under which MLflow shows it
-        tags["git.dirty"] = str(bool(_git(root, "status", "--porcelain"))).lower()
+        tags["git.dirty"] = str(bool(git(root, "status", "--porcelain"))).lower()
     lock = root / "dvc.lock"
     if lock.exists():
         tags["dvc.lock.md5"] = hashlib.md5(lock.read_bytes(), usedforsecurity=False).hexdigest()
@@ -140,7 +161,7 @@ def _datasets(entry: Entry) -> Iterator[object]:
         yield DatasetInput(dataset, [InputTag("mlflow.data.context", name)])
 
 
-def _git(root: Path, *words: str) -> str | None:
+def git(root: Path, *words: str) -> str | None:
     """What git says, or None where there is no repository with a commit (or no git) to ask."""
     try:
         said = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)

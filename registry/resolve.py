@@ -22,27 +22,38 @@ def resolve(reference: str, *, root: Path) -> Path:
 
     The folder says it is that artifact; whether its bytes are still the sealed ones, `verify` says.
     """
-    parts = REFERENCE.fullmatch(reference)
-    if parts is None:
-        raise RegistryError(f"{reference!r}: names no version; write name@alias or name/number")
+    return resolve_version(reference, root=root)[0]
+
+
+def resolve_version(reference: str, *, root: Path) -> tuple[Path, Version]:
+    """The folder of the artifact, and the version that the reference means."""
     store = connect(root)
     with explained(store.uri):
-        version = _chosen(_listed(store, parts["model"]), parts["alias"], parts["number"], reference)
+        version = find_version(store, reference)
         folder = _folder(store, version)
     if (found := read(folder).digest) != version.digest:
         remedy = "remove the folder and publish the artifact again"
         raise RegistryError(f"{folder}: holds artifact {found}, but {reference} is {version.digest}; {remedy}")
-    return folder
+    return folder, version
+
+
+def find_version(store: Store, reference: str) -> Version:
+    """The version that `name@alias` or `name/version` means now."""
+    parts = REFERENCE.fullmatch(reference)
+    if parts is None:
+        raise RegistryError(f"{reference!r}: names no version; write name@alias or name/number")
+    return _chosen(listed_versions(store, parts["model"]), parts["alias"], parts["number"], reference)
 
 
 def list_versions(model: str, *, root: Path) -> list[Version]:
     """All versions of the model that turbopress registered, newest first, with their aliases."""
     store = connect(root)
     with explained(store.uri):
-        return _listed(store, model)
+        return listed_versions(store, model)
 
 
-def _listed(store: Store, model: str) -> list[Version]:
+def listed_versions(store: Store, model: str) -> list[Version]:
+    """All versions of the model that turbopress registered, newest first, with their aliases; refuses if none."""
     found = versions(store.client, f"name='{model}'")
     if not found:
         names = ", ".join(sorted(m.name for m in store.client.search_registered_models())) or "none"

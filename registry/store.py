@@ -184,8 +184,9 @@ def _lock(database: Path) -> Path:
 
 def _create(database: Path) -> None:
     """Builds the schema in a program of its own, so that no open connection to the unfinished file is left here."""
-    incoming = database.with_name(f"{database.name}.incoming")
-    for stale in database.parent.glob(f"{incoming.name}*"):  # its journal too, or SQLite would replay it
+    # A name of its own: the program that a killed maker started may still be writing to the one before.
+    incoming = database.with_name(f"{database.name}.incoming-{os.getpid()}")
+    for stale in database.parent.glob(f"{database.name}.incoming*"):  # journals too, or SQLite would replay them
         stale.unlink()
     command = [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{incoming}"]
     made = subprocess.run(command, env=os.environ | QUIET, capture_output=True, text=True, check=False)

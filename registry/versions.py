@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from registry.races import settled
 from registry.report import METRIC_TAG
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class Version:
     run_id: str  # the run that registered it
     model_id: str  # the logged model that holds its files
     aliases: tuple[str, ...] = ()
+    created_ms: int = 0  # since 1970, as the store has it; 0 for one that was made a moment ago
 
     @property
     def digest(self) -> str:
@@ -46,11 +48,13 @@ class Version:
 
 
 def find(client: "MlflowClient", model: str, digest: str, variant: str | None = None) -> Version | None:
-    """The newest version of that artifact whose logged model still exists."""
+    """The oldest version of that artifact whose logged model still exists.
+
+    There are two for a moment when two machines register the same at once; the oldest is the one that stays.
+    """
     query = f"name='{model}' and tags.digest='{digest}'"
     query += f" and tags.variant='{variant}'" if variant else ""
-    alive = [v for v in versions(client, query) if _model_exists(client, v.model_id)]
-    return alive[0] if alive else None
+    return next((v for v in reversed(versions(client, query)) if _model_exists(client, v.model_id)), None)
 
 
 def versions(client: "MlflowClient", query: str) -> list[Version]:
@@ -68,7 +72,7 @@ def point(client: "MlflowClient", version: Version) -> None:
     """Points the variant's alias at the version, which is a candidate no longer."""
     aliases = client.get_registered_model(version.model).aliases
     if str(aliases.get(version.variant)) != str(version.number):
-        client.set_registered_model_alias(version.model, version.variant, str(version.number))
+        settled(lambda: client.set_registered_model_alias(version.model, version.variant, str(version.number)))
     if version.is_candidate:
         client.delete_model_version_tag(version.model, str(version.number), CANDIDATE)
 
@@ -87,10 +91,18 @@ def describe(client: "MlflowClient", version: Version, tags: Mapping[str, str], 
     return replace(version, tags=kept | {**tags})
 
 
+def withdraw(client: "MlflowClient", version: Version) -> None:
+    """The version, its logged model and its run are gone from sight; `mlflow gc` removes the files."""
+    client.delete_model_version(version.model, str(version.number))
+    client.delete_logged_model(version.model_id)
+    client.delete_run(version.run_id)
+
+
 def _version(entry: "ModelVersion") -> Version:
     # MLflow leaves model_id empty in what a search returns; the source names it: models:/m-….
     model_id = entry.source.removeprefix("models:/")
-    return Version(entry.name, int(entry.version), dict(entry.tags), entry.run_id, model_id)
+    made = int(entry.creation_timestamp or 0)
+    return Version(entry.name, int(entry.version), dict(entry.tags), entry.run_id, model_id, created_ms=made)
 
 
 def _model_exists(client: "MlflowClient", model_id: str) -> bool:

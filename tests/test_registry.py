@@ -223,3 +223,18 @@ def test_a_failure_leaves_run_and_model_failed_and_no_version_and_the_next_publi
 
 def fail(*_):
     raise OSError("the disk is on fire")
+
+
+def test_the_comparison_of_all_variants_is_on_each_run_and_sent_again_only_when_it_changed(root, artifact, monkeypatch):
+    page = root / "summary.html"
+    page.write_text("<p>one</p>")
+    run_id = enter(root, comparison=[page]).version.tags["measured_by"]
+    client = connect(root).client
+    assert [f.path for f in client.list_artifacts(run_id, "comparison")] == ["comparison/summary.html"]
+    with monkeypatch.context() as patch:
+        patch.setattr("mlflow.MlflowClient.log_artifact", lambda *_: pytest.fail("sent again"))
+        enter(root, comparison=[page])
+    page.write_text("<p>two</p>")
+    enter(root, comparison=[page])
+    with open(client.download_artifacts(run_id, "comparison/summary.html", str(root))) as shown:
+        assert shown.read() == "<p>two</p>"

@@ -9,12 +9,19 @@ from house import PACKAGES, ROOT, imports, is_code, module_file, modules, paths,
 MAY_IMPORT = {
     "compress": {"compress"},
     "registry": {"registry"},
-    "pipelines": {"pipelines", "compress", "registry"},
+    "pipelines": {"pipelines", "compress", "registry", "serving"},
     "serving": {"serving", "registry"},
 }
-NEVER_IMPORTS = {"registry": {"torch", "transformers"}, "compress": {"mlflow", "dvc", "typer", "yaml", "rich"}}
+NEVER_IMPORTS = {
+    "registry": {"torch", "transformers"},
+    "serving": {"torch", "transformers"},
+    "compress": {"mlflow", "dvc", "typer", "yaml", "rich"},
+}
 # What changes no result: the stage's own section of params.yaml is tracked as such, and the others only talk.
-NO_DEP = {"pipelines.params", "pipelines.variants", "pipelines.progress", "compress.errors", "registry.errors"}
+NO_DEP = {
+    "pipelines.params", "pipelines.variants", "pipelines.progress", "compress.errors", "registry.errors",
+    "serving.errors",
+}  # fmt: skip
 STAGES = stages()
 STATIC = {name: stage for name, stage in STAGES.items() if not stage.get("always_changed")}
 EVERY_MODULE = [module for package in PACKAGES for module in modules(package)]

@@ -59,12 +59,13 @@ def make_repository(root):
     return root
 
 
-def write_source(folder):
-    """A float model in InternLM2's layout, with a tokenizer of whole words."""
+def write_source(folder, more_marks=()):
+    """A float model in InternLM2's layout, with a tokenizer of whole words, the last of which may be marks."""
     write_internlm2(folder, CONFIG | {"num_hidden_layers": 2})
-    tokenizer = Tokenizer(WordLevel({word: n for n, word in enumerate(WORDS)}, "<unk>"))
+    words = [*WORDS[: len(WORDS) - len(more_marks)], *more_marks]
+    tokenizer = Tokenizer(WordLevel({word: n for n, word in enumerate(words)}, "<unk>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
-    tokenizer.add_special_tokens(MARKS)
+    tokenizer.add_special_tokens([*MARKS, *more_marks])
     tokenizer.save(str(folder / "tokenizer.json"))
     said = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "chat_template": TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(said))

@@ -4,7 +4,7 @@ Perplexity says how well the variant predicts the text; the mean divergence from
 both would say the same say how much of the base is left, which is what compression is about.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from compress.distill.train import final_hidden
+from compress.evaluate.kv_cache import cached_hidden
 from compress.progress import Progress, silent
 
 LOGITS_AT_ONCE = 2**24  # entries of one model's logits in memory
@@ -63,13 +64,35 @@ def compare_models(
 
     `counted` says at which positions what is predicted counts; every window has one before its last.
     """
+    return compare_caches(variant, base, tokens, (None,), counted=counted, batch=batch, progress=progress)[None]
+
+
+@torch.no_grad()
+def compare_caches(
+    variant: PreTrainedModel,
+    base: PreTrainedModel,
+    tokens: Integer[Tensor, "windows length"],
+    kv_bits: Sequence[int | None],
+    *,
+    counted: Bool[Tensor, "windows length"] | None = None,
+    batch: int = 8,
+    progress: Progress = silent,
+) -> dict[int | None, WindowScores]:
+    """Scores with the variant's KV cache in each of these bits; None leaves it alone, as the base's is."""
     counts = torch.ones_like(tokens, dtype=torch.bool) if counted is None else counted
-    rows = [
-        _score(final_hidden(variant, x), variant.lm_head.weight, final_hidden(base, x), base.lm_head.weight, x, c)
-        for x, c in zip(progress(tokens.split(batch), "batch"), counts.split(batch), strict=True)
-    ]
-    nll, base_nll, kl, top1 = (torch.cat(column) for column in zip(*rows, strict=True))
-    return WindowScores(nll, base_nll, kl, top1, None if counted is None else counted.float().sum(1))
+    weights = None if counted is None else counted.float().sum(1)
+    rows: dict[int | None, list[tuple[Tensor, ...]]] = {bits: [] for bits in kv_bits}
+    for x, c in zip(progress(tokens.split(batch), "batch"), counts.split(batch), strict=True):
+        reference = final_hidden(base, x)
+        for bits, scored in rows.items():
+            hidden = final_hidden(variant, x) if bits is None else cached_hidden(variant, x, bits)
+            scored.append(_score(hidden, variant.lm_head.weight, reference, base.lm_head.weight, x, c))
+    return {bits: _joined(scored, weights) for bits, scored in rows.items()}
+
+
+def _joined(scored: list[tuple[Tensor, ...]], weights: Tensor | None) -> WindowScores:
+    nll, base_nll, kl, top1 = (torch.cat(column) for column in zip(*scored, strict=True))
+    return WindowScores(nll, base_nll, kl, top1, weights)
 
 
 def _score(

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Thread
+from threading import Event, Thread
 
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextIteratorStreamer
@@ -51,30 +51,55 @@ class Speaker:
         return text
 
     def answer(self, prompt: str, sampling: Sampling, *, marked: bool) -> Iterator[str]:
-        """Pieces of the answer as they come; a `marked` prompt has its BOS and markup already."""
+        """Pieces of the answer as they come, until it is closed; a `marked` prompt has its BOS and markup already."""
         inputs = self.tokenizer(prompt, return_tensors="pt", add_special_tokens=not marked).to(self.model.device)
         if not inputs["input_ids"].numel():
             raise CompressError("prompt: holds no token; write something to continue")
+        self._require_room(inputs["input_ids"].shape[1])
+        yield from self.stream(dict(inputs), sampling)
+
+    def _require_room(self, length: int) -> None:
+        """Refuses a prompt beyond the positions that the model was made for; a RoPE that stretches takes any."""
+        config = self.model.config
+        stretches = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default") != "default"
+        if length > config.max_position_embeddings and not stretches:
+            limit = config.max_position_embeddings
+            raise CompressError(f"prompt: has {length} tokens and the model reads {limit}; shorten it")
+
+    def stream(self, inputs: dict[str, torch.Tensor], sampling: Sampling) -> Iterator[str]:
+        """Pieces of what follows what the model is given: token ids, and whatever else it takes."""
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         failures: list[BaseException] = []
-        thread = Thread(target=self._speak, args=(inputs["input_ids"], streamer, sampling, failures), daemon=True)
+        stopped = Event()
+        told = (inputs, streamer, sampling, stopped, failures)
+        thread = Thread(target=self._speak, args=told, daemon=True, name="speaker")
         thread.start()
-        yield from streamer
-        thread.join()
+        try:
+            yield from streamer
+        finally:  # the reader may close us before the end
+            stopped.set()
+            thread.join()
         if failures:
             raise failures[0]
 
     def _speak(
-        self, ids: torch.Tensor, streamer: TextIteratorStreamer, sampling: Sampling, failures: list[BaseException]
+        self,
+        inputs: dict[str, torch.Tensor],
+        streamer: TextIteratorStreamer,
+        sampling: Sampling,
+        stopped: Event,
+        failures: list[BaseException],
     ) -> None:
         """Generates into the streamer, and ends it whatever happens: its reader would wait for ever."""
         try:
-            self._generate(ids, streamer, sampling)
+            self._generate(inputs, streamer, sampling, stopped)
         except BaseException as error:
             failures.append(error)
             streamer.end()
 
-    def _generate(self, ids: torch.Tensor, streamer: TextIteratorStreamer, sampling: Sampling) -> None:
+    def _generate(
+        self, inputs: dict[str, torch.Tensor], streamer: TextIteratorStreamer, sampling: Sampling, stopped: Event
+    ) -> None:
         torch.manual_seed(sampling.seed)
         drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
         config = GenerationConfig(
@@ -83,4 +108,8 @@ class Speaker:
             pad_token_id=self.tokenizer.pad_token_id,
             **(drawn if sampling.temperature else {"do_sample": False}),
         )
-        self.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, streamer=streamer)
+        self.model.generate(
+            **(inputs | {"attention_mask": torch.ones_like(inputs["input_ids"])}), generation_config=config,
+            streamer=streamer,
+            stopping_criteria=[lambda tokens, _: torch.full(tokens.shape[:1], stopped.is_set(), device=tokens.device)],
+        )  # fmt: skip

@@ -1,0 +1,82 @@
+"""What a server takes of a real GPU, by nvidia-smi, beside what the planner said before it started.
+
+    python benchmarks/memory.py FOLDER …            # needs a GPU and LMDeploy 0.18; about a minute a row
+
+Each folder is served with every cache ratio and KV width; after one answer the card is read. The tokens that the
+engine has room for come from its own log. Writes benchmarks/results/memory.json; the planner is wrong where the
+difference is beyond 5 %.
+"""
+
+import json
+import re
+import socket
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/serving.py would stand before the package
+
+from serving.client import Client
+from serving.engine import Sampling
+from serving.gpus import gpus
+from serving.memory import plan
+from serving.profile import EngineProfile, command, fitted
+from serving.server import LOOPBACK, Server, lmdeploy_command
+from serving.shape import read_shape
+
+RESULT = Path(__file__).parent / "results" / "memory.json"
+CASES = [(ratio, kv) for ratio in (0.2, 0.4, 0.8) for kv in (0, 8, 4)]
+START_S = 300.0
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return probe.getsockname()[1]
+
+
+def measure(folder: Path, ratio: float, kv: int) -> dict:
+    """One row: planned and read."""
+    shape, before = read_shape(folder), gpus()[0]
+    batch = 1024 if re.search("H100|H200|H800", before.name) else 384 if "A100" in before.name else 128
+    asked = EngineProfile(cache_max_entry_count=ratio, quant_policy=kv, max_batch_size=batch)
+    profile = fitted(asked, shape, str(folder))
+    planned = plan(shape, profile, before.free_bytes)
+    port = free_port()
+    told = command(profile, folder, host=LOOPBACK, port=port, model_name=folder.name)
+    server = Server([*lmdeploy_command(told), "--log-level", "INFO"], f"http://{LOOPBACK}:{port}")
+    try:
+        server.wait_until_ready(START_S)
+        said = "".join(Client(f"http://{LOOPBACK}:{port}").complete("Once upon a time", Sampling(max_tokens=64)))
+        after = gpus()[0]
+    finally:
+        server.end()
+    read = after.used_bytes - before.used_bytes
+    return {
+        "model": folder.name,
+        "device": before.name,
+        "cache": ratio,
+        "kv_bits": kv or 16,
+        "read_bytes": read,
+        "difference": planned.total_bytes / read - 1,
+        "answer": said[:60],
+        **planned.as_dict(),
+    }
+
+
+def main(folders: list[str]) -> None:
+    """Every row, written and printed."""
+    if not folders or not gpus():
+        raise SystemExit(__doc__)
+    rows = []
+    for folder in folders:
+        for ratio, kv in CASES:
+            rows.append(measure(Path(folder).resolve(), ratio, kv))
+            row = rows[-1]
+            took = f"planned {row['total_bytes'] / 2**20:,.0f} MiB, read {row['read_bytes'] / 2**20:,.0f} MiB"
+            print(f"{row['model']}, cache {ratio}, KV {kv or 16}: {took}, {100 * row['difference']:+.1f} %", flush=True)
+    RESULT.write_text(json.dumps(rows, indent=2) + "\n", "utf8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

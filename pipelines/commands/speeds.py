@@ -1,0 +1,82 @@
+"""`speed`: tokens a second and peak memory on this machine; what was timed elsewhere is never in the same column."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from pipelines.commands.output import AsJson, console, print_json
+from pipelines.params import ParamsError, load
+from pipelines.speed import ENGINES, read_speed, speed_file
+from pipelines.stage import fresh_file, repository_root
+
+BATCHES = "1,8,64"
+PROGRAMS = {"transformers": "pipelines.timing", "lmdeploy": "pipelines.timing_lmdeploy"}
+
+
+def speed(
+    variants: Annotated[
+        list[str] | None, typer.Argument(help="to be timed; without any, what was timed is shown")
+    ] = None,
+    batches: Annotated[str, typer.Option(help="rows written at once, with commas between")] = BATCHES,
+    engine: Annotated[str, typer.Option(help="transformers, or lmdeploy where it and a GPU are")] = "transformers",
+    as_json: AsJson = False,
+) -> None:
+    """Time variants on this machine; the gate and the registry read what is found."""
+    root = repository_root()
+    if engine not in ENGINES:
+        raise ParamsError(f"--engine {engine}: choose {' or '.join(ENGINES)}")
+    known = load(root).variants
+    for variant in variants or []:
+        folder = root / "models" / variant
+        if variant not in known or not (folder / "config.json").is_file():
+            raise ParamsError(f"{variant}: no model in {folder}; run `dvc repro` or name one of {', '.join(known)}")
+        measured = _timed(PROGRAMS[engine], folder, _numbers(batches))
+        with fresh_file(speed_file(root, variant, engine)) as file:
+            file.write_text(json.dumps(measured, indent=2) + "\n", "utf8")
+    timed = [(v, found) for e in ENGINES for v in known if (found := read_speed(root, v, e))]
+    if as_json:
+        print_json([{"variant": variant, **found} for variant, found in timed])
+        return
+    for name, machine in sorted({(found["engine"], found["machine"]) for _, found in timed}):
+        rows = {v: found for v, found in timed if (found["engine"], found["machine"]) == (name, machine)}
+        console().print(_table(f"{name} on {machine}", rows))
+
+
+def _timed(program: str, folder: Path, batches: list[int]) -> dict[str, Any]:
+    """Each model in a process of its own, or the peak would be the largest one's."""
+    command = [sys.executable, "-m", program, str(folder), *map(str, batches)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise ParamsError(f"{folder}: was not timed: {last.removeprefix('turbopress: ')}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise ParamsError(f"--batches {text}: write whole numbers with commas between, as in {BATCHES}")
+    return numbers
+
+
+def _table(title: str, rows: dict[str, dict[str, Any]]) -> Table:
+    batches = sorted({batch for found in rows.values() for batch in found["batches"]}, key=int)
+    table = Table(title=title, title_justify="left")
+    table.add_column("variant")
+    for batch in batches:
+        table.add_column(f"tokens/s at batch {batch}", justify="right")
+    table.add_column("peak memory", justify="right")
+    for variant, found in rows.items():
+        rates = [found["batches"].get(batch, {}).get("tokens_per_s") for batch in batches]
+        cells = ["" if rate is None else f"{rate:,.1f}" for rate in rates]
+        table.add_row(variant, *cells, f"{found['peak_bytes'] / 2**20:,.0f} MiB")
+    return table

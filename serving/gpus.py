@@ -1,0 +1,51 @@
+"""The GPUs of this machine, as the driver tells, and sizes of memory as people write them."""
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+from serving.errors import ServingError
+
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]i?B|B)", re.IGNORECASE)
+QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,memory.used", "--format=csv,noheader,nounits")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A card, with what others use of it already."""
+
+    name: str
+    total_bytes: int
+    used_bytes: int
+
+    @property
+    def free_bytes(self) -> int:
+        """What a server may take."""
+        return self.total_bytes - self.used_bytes
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `24GiB` or `80GB`; a number without a unit is refused, because it could be either."""
+    match = SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ServingError(f"{text!r}: is no size; write 24GiB or 80GB")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def show_size(size_bytes: float) -> str:
+    """A size as people read it."""
+    return f"{size_bytes / 2**30:.2f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.0f} MiB"
+
+
+def gpus() -> list[Gpu]:
+    """The machine's GPUs; none where there is no driver."""
+    if shutil.which(QUERY[0]) is None:
+        return []
+    asked = subprocess.run(QUERY, capture_output=True, text=True, check=False)
+    if asked.returncode != 0:
+        words = (asked.stdout + asked.stderr).strip().splitlines() or ["no reason given"]
+        raise ServingError(f"nvidia-smi: {words[-1]}; mend the driver")
+    rows = [line.split(", ") for line in asked.stdout.strip().splitlines()]
+    return [Gpu(name, int(total) * 2**20, int(used) * 2**20) for name, total, used in rows]

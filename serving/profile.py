@@ -1,0 +1,106 @@
+"""The engine profile: what a server is told, in LMDeploy 0.18's own words, checked before it is told.
+
+`--cache-max-entry-count` is the share of the memory that is free after the weights are loaded; `--quant-policy` the
+bits of the KV cache. `command` turns a profile into LMDeploy's command line.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serving.errors import ServingError
+from serving.shape import Shape
+
+HEAD_DIMS = (64, 128, 192, 256)  # the engine has attention kernels for these; another head_dim aborts its process
+NO_INT4_KV = (192,)
+TENSOR_PARALLEL = (1, 2, 4, 8, 16)
+TEXT_MODELS = ("InternLM2ForCausalLM", "LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+TURBOMIND = (*TEXT_MODELS, "InternVLChatModel", "InternVLForConditionalGeneration")  # LMDeploy's PyTorch serves others
+
+KvBits = Literal[0, 4, 8]
+ModelFormat = Literal["hf", "awq", "gptq", "compressed-tensors", "fp8"]
+
+
+class EngineProfile(BaseModel):
+    """How LMDeploy runs a model. Every field has LMDeploy's default; None leaves the choice to LMDeploy."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    model_format: ModelFormat | None = None
+    cache_max_entry_count: float = Field(default=0.8, gt=0, lt=1)  # share of the free memory
+    quant_policy: KvBits = 0  # bits of the KV cache; 0 keeps it in 16
+    session_len: int | None = Field(default=None, ge=1)  # tokens of prompt and answer
+    tp: int = Field(default=1, ge=1)  # GPUs
+    max_batch_size: int | None = Field(default=None, ge=1)  # sequences at once
+    max_prefill_token_num: int = Field(default=8192, ge=1)  # tokens of prompts at once
+    enable_prefix_caching: bool = False
+
+    @property
+    def arguments(self) -> list[str]:
+        """The flags, in LMDeploy's spelling; what is None is left out."""
+        values = {
+            "--model-format": self.model_format,
+            "--cache-max-entry-count": self.cache_max_entry_count,
+            "--quant-policy": self.quant_policy,
+            "--session-len": self.session_len,
+            "--tp": self.tp,
+            "--max-batch-size": self.max_batch_size,
+            "--max-prefill-token-num": self.max_prefill_token_num,
+        }
+        flags = [part for flag, value in values.items() if value is not None for part in (flag, str(value))]
+        return flags + (["--enable-prefix-caching"] if self.enable_prefix_caching else [])
+
+
+def fitted(profile: EngineProfile, shape: Shape, place: str) -> EngineProfile:
+    """The profile with the artifact's own format and session length; refused if the engine would not run it."""
+    if found := problems(profile, shape):
+        raise ServingError(f"{place}: {'; '.join(found)}")
+    return profile.model_copy(
+        update={
+            "model_format": profile.model_format or shape.quant_method,
+            "session_len": profile.session_len or shape.max_positions,
+        }
+    )
+
+
+def problems(profile: EngineProfile, shape: Shape) -> list[str]:
+    """Each rule of the engine that this profile breaks on this model, with the value and the legal ones."""
+    found = []
+    if shape.head_dim not in HEAD_DIMS:
+        found.append(f"head_dim is {shape.head_dim}, the engine has kernels for {', '.join(map(str, HEAD_DIMS))}")
+    if profile.quant_policy == 4 and shape.head_dim in NO_INT4_KV:
+        found.append(f"quant_policy 4 has no kernel for head_dim {shape.head_dim}; use 0 or 8")
+    if not splits(shape, profile.tp):
+        legal = [n for n in TENSOR_PARALLEL if splits(shape, n)]
+        heads = f"{shape.heads} heads with {shape.kv_heads} kv heads"
+        found.append(f"tp {profile.tp} does not divide {heads}; legal are {', '.join(map(str, legal))}")
+    found += _wrong_format(profile, shape)
+    if profile.session_len and shape.longest_session and profile.session_len > shape.longest_session:
+        found.append(f"session_len {profile.session_len} is longer than the model's {shape.longest_session} positions")
+    return found
+
+
+def splits(shape: Shape, tp: int) -> bool:
+    """Whether each GPU gets whole heads; fewer kv heads than GPUs are repeated, a whole number of times."""
+    return shape.heads % tp == 0 and (shape.kv_heads % tp == 0 or tp % shape.kv_heads == 0)
+
+
+def _wrong_format(profile: EngineProfile, shape: Shape) -> list[str]:
+    stored = shape.quant_method or "hf"
+    if profile.model_format is None or profile.model_format == stored:
+        return []
+    return [f"model_format is {profile.model_format}, but the artifact is {stored}; leave it out"]
+
+
+def backend(shape: Shape) -> Literal["turbomind", "pytorch"]:
+    """Which of LMDeploy's engines serves this architecture: TurboMind where it can."""
+    return "turbomind" if shape.architecture in TURBOMIND else "pytorch"
+
+
+def command(
+    profile: EngineProfile, folder: Path, *, host: str, port: int, model_name: str, backend: str = "turbomind"
+) -> list[str]:
+    """LMDeploy's command line for this profile; keys are no part of it, because every user can read a command line."""
+    where = ["--server-name", host, "--server-port", str(port), "--model-name", model_name]
+    return ["serve", "api_server", str(folder), "--backend", backend, *where, *profile.arguments]

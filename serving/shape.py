@@ -1,0 +1,142 @@
+"""What config.json alone says of a model's size: enough to plan its memory before a single weight is downloaded.
+
+The language model of a vision-language folder stands in a nested section, its vision tower in another.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serving.errors import ServingError
+
+CONFIG = "config.json"
+LANGUAGE_SECTIONS = ("llm_config", "text_config")  # InternVL's word and LLaVA's
+REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a decoder, as InternLM2, Llama, Qwen2 and Qwen3 have them."""
+
+    architecture: str  # of the whole model: what LMDeploy chooses its engine by
+    hidden: int
+    inter: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    max_positions: int | None  # None where config.json does not say
+    rope_factor: float  # how much longer than max_positions a session may be
+    tied: bool
+    bits: int  # of a decoder linear's weight, as stored
+    group_size: int | None  # None where the weights are not quantized
+    quant_method: str | None
+    vision_parameters: int  # of a vision tower and projector; 0 where the model sees no images
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether a prompt may hold an image."""
+        return self.vision_parameters > 0
+
+    @property
+    def linear_parameters(self) -> int:
+        """Of the decoder layers: what quantization makes smaller."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return self.layers * (self.hidden * (2 * q + 2 * kv) + 3 * self.hidden * self.inter)
+
+    @property
+    def other_parameters(self) -> int:
+        """Embeddings, head, norms and vision; a tied head is a second matrix in the engine's memory all the same."""
+        norms = self.hidden * (2 * self.layers + 1)
+        return 2 * self.vocab * self.hidden + norms + self.vision_parameters
+
+    @property
+    def longest_session(self) -> int | None:
+        """Positions that the model's RoPE was made for."""
+        return None if self.max_positions is None else int(self.max_positions * self.rope_factor)
+
+
+def read_shape(path: Path) -> Shape:
+    """The shape that a folder's config.json, or such a file itself, describes."""
+    file = path / CONFIG if path.is_dir() else path
+    try:
+        raw = json.loads(file.read_text("utf8"))
+    except OSError:
+        raise ServingError(f"{file}: no configuration there; give a model folder or its config.json") from None
+    except ValueError as error:
+        raise ServingError(f"{file}: is not JSON ({error}); fetch it again") from None
+    if not isinstance(raw, dict):
+        raise ServingError(f"{file}: holds a {type(raw).__name__}, not an object; fetch it again")
+    return parse_shape(raw, str(file))
+
+
+def parse_shape(raw: Mapping[str, Any], place: str) -> Shape:
+    """The shape in a parsed config.json."""
+    section = next((name for name in LANGUAGE_SECTIONS if isinstance(raw.get(name), dict)), None)
+    text = raw[section] if section else raw
+    _require(text, place if section is None else f"{place}: {section}")
+    heads = text["num_attention_heads"]
+    quantization = raw.get("quantization_config") or text.get("quantization_config") or {}
+    return Shape(
+        architecture=(raw.get("architectures") or ["unnamed"])[0],
+        hidden=text["hidden_size"],
+        inter=text["intermediate_size"],
+        layers=text["num_hidden_layers"],
+        heads=heads,
+        kv_heads=text.get("num_key_value_heads") or heads,
+        head_dim=text.get("head_dim") or text["hidden_size"] // heads,
+        vocab=text["vocab_size"],
+        max_positions=text.get("max_position_embeddings"),
+        rope_factor=_rope_factor(text),
+        tied=bool(text.get("tie_word_embeddings", False)),
+        bits=_bits(quantization) if quantization else 16,
+        group_size=_group_size(quantization) if quantization else None,
+        quant_method=quantization.get("quant_method") if quantization else None,
+        vision_parameters=_vision_parameters(raw, text["hidden_size"]) if section else 0,
+    )
+
+
+def _require(text: Mapping[str, Any], place: str) -> None:
+    wrong = [
+        f"{key} is {text.get(key)!r}" for key in REQUIRED if not isinstance(text.get(key), int) or text.get(key, 0) < 1
+    ]
+    if wrong:
+        raise ServingError(f"{place}: {', '.join(wrong)}; write the published values")
+
+
+def _bits(quantization: Mapping[str, Any]) -> int:
+    """Of a quantized linear's weight, in any spelling that the engine takes."""
+    if quantization.get("quant_method") == "fp8":
+        return 8
+    return int(_weights(quantization).get("num_bits") or quantization.get("bits", 4))
+
+
+def _group_size(quantization: Mapping[str, Any]) -> int:
+    return int(_weights(quantization).get("group_size") or quantization.get("group_size", 128))
+
+
+def _weights(quantization: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How compressed-tensors describes a group of linears; empty for the others."""
+    groups: Mapping[str, Any] = quantization.get("config_groups") or {}
+    weights: Mapping[str, Any] = next((group.get("weights") or {} for group in groups.values()), {})
+    return weights
+
+
+def _rope_factor(text: Mapping[str, Any]) -> float:
+    """`factor` of a RoPE that stretches, in either generation's spelling; llama3's positions are the stretched ones."""
+    rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    return float(rope.get("factor", 1.0)) if kind in ("linear", "dynamic") else 1.0
+
+
+def _vision_parameters(raw: Mapping[str, Any], hidden: int) -> int:
+    """A vision transformer of v wide layers, its patches, and two linears from what it sees to the language model."""
+    vision = raw.get("vision_config") or {}
+    v, inter, layers = (vision.get(key, 0) for key in ("hidden_size", "intermediate_size", "num_hidden_layers"))
+    patch = vision.get("patch_size", 14)
+    patches = 3 * (patch[0] if isinstance(patch, list) else patch) ** 2 * v
+    seen = v / raw.get("downsample_ratio", 1) ** 2  # InternVL joins neighbours before it projects
+    return int(layers * (4 * v * v + 2 * v * inter) + patches + (seen + hidden) * hidden) if v else 0

@@ -1,0 +1,42 @@
+"""The servers of `ship_servers`, one of each kind a module."""
+
+import time
+
+import pytest
+from ship_servers import s3_environment, start_s3, start_sshd, stop
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory):
+    server, process = start_sshd(tmp_path_factory.mktemp("ssh"))
+    yield server
+    stop(process)
+
+
+@pytest.fixture(scope="module")
+def s3_port(tmp_path_factory):
+    """The port of a server that speaks S3."""
+    port, process = start_s3(tmp_path_factory.mktemp("s3"))
+    yield port
+    stop(process)
+
+
+@pytest.fixture
+def as_ssh_user(sshd, monkeypatch):
+    monkeypatch.setenv("HOME", str(sshd.home))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    return sshd
+
+
+@pytest.fixture
+def bucket(s3_port, monkeypatch):
+    """A fresh bucket's name, with the keys to it in the environment."""
+    import boto3
+
+    for name, value in s3_environment(s3_port).items():
+        monkeypatch.setenv(name, value)
+    name = f"tests-{time.time_ns()}"
+    client = boto3.client("s3")
+    client.create_bucket(Bucket=name)
+    client.close()
+    return name

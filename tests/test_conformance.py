@@ -1,0 +1,150 @@
+"""The proof in the engine: what passes and what does not, what a gate reads, and the real engine, emulated."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lmdeploy_environment import PROGRAM, emulated, interpreter
+from tiny_repository import make_repository
+
+from compress.checkpoint.load import load_model
+from compress.corpus import Windows, save_windows
+from pipelines.proof import Numbers, engine_numbers, judged, our_numbers, what_is_asked
+from registry.conformance import Case, Conformance, path_beside, refusal
+from registry.manifest import verify
+
+ROOT = Path(__file__).parents[1]
+OURS = Numbers([2.0, 3.0], [[1] * 100, [2] * 100], [[5] * 32])
+
+
+WINDOWS = Windows(np.random.default_rng(0).integers(5, 500, (4, 24), dtype=np.int32), ["words"] * 4)
+TOKENS = torch.from_numpy(WINDOWS.tokens).long()
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    root = make_repository(tmp_path_factory.mktemp("repository"))
+    (root / "data").mkdir()
+    save_windows(WINDOWS, root / "data")
+    return root
+
+
+def verdict(theirs):
+    return judged(OURS, theirs, layout="llama", bits=16, tp=1)
+
+
+def test_equal_numbers_pass():
+    case = verdict(OURS)
+    assert (case.passed, case.reason, case.top1_agreement, case.greedy_agreement) == (True, "", 1.0, 1.0)
+    assert case.perplexity == case.engine_perplexity == pytest.approx(math.exp(2.5))
+
+
+def test_perplexity_beyond_half_a_percent_fails():
+    assert verdict(replace(OURS, nll_nats=[2.004, 3.004])).passed
+    case = verdict(replace(OURS, nll_nats=[2.006, 3.006]))
+    assert not case.passed
+    assert case.reason.startswith("perplexity 12.25")
+
+
+def test_a_nan_fails():
+    assert not verdict(replace(OURS, nll_nats=[math.nan, 3.0])).passed
+
+
+def test_fewer_than_99_of_100_tokens_fail():
+    two, three = ([[1] * 98 + [0] * 2, [2] * 100], [[1] * 97 + [0] * 3, [2] * 100])
+    assert verdict(replace(OURS, likeliest=two)).passed
+    case = verdict(replace(OURS, likeliest=three))
+    assert (case.passed, case.reason) == (False, "top-1 agreement 98.50 %")
+
+
+def test_a_shorter_answer_disagrees_where_it_is_missing():
+    assert verdict(replace(OURS, likeliest=[[1] * 100, [2] * 50])).top1_agreement == 0.75
+
+
+def testour_numbers_are_the_model_s_own(repository):
+    folder = repository / "models" / "awq-w4"
+    model = load_model(folder)
+    sixteen, four = (our_numbers(model, what_is_asked(folder, TOKENS), bits) for bits in (16, 4))
+    with torch.no_grad():
+        expected = [model(row[None], labels=row[None]).loss.item() for row in TOKENS]
+    assert sixteen.nll_nats == pytest.approx(expected, rel=1e-5)
+    assert four.nll_nats != sixteen.nll_nats
+    assert four.nll_nats == pytest.approx(expected, rel=0.1)
+    assert all(len(said) == 32 for said in sixteen.greedy)
+
+
+# --- what a gate demands
+
+
+def written(folder, *, passed, artifact="abc"):
+    case = Case(layout="llama", kv_bits=4, tp=2, passed=passed, reason="" if passed else "top-1 agreement 98.50 %")
+    proof = Conformance(artifact=artifact, engine="lmdeploy 0.18.0", device="H200", thresholds={}, windows="0",
+                        passed=passed, cases=[case])  # fmt: skip
+    path_beside(folder / "awq-w4.json").write_text(proof.model_dump_json())
+    return folder / "awq-w4.json"
+
+
+def test_a_proof_of_this_artifact_is_no_reason_to_refuse(tmp_path):
+    assert refusal(written(tmp_path, passed=True), "abc") is None
+
+
+def test_no_proof_another_artifact_s_and_a_failed_one_are_refused(tmp_path):
+    assert "there is no proof in the engine; run: turbopress conformance" in refusal(tmp_path / "awq-w4.json", "abc")
+    assert "is the proof of abc, not of def" in refusal(written(tmp_path, passed=True), "def")
+    said = refusal(written(tmp_path, passed=False), "abc")
+    assert said.endswith("the engine disagrees: layout llama, KV 4, tp 2: top-1 agreement 98.50 %")
+    path_beside(tmp_path / "awq-w4.json").write_text("{}")
+    assert "artifact: Field required" in refusal(tmp_path / "awq-w4.json", "abc")
+
+
+# --- the command
+
+
+def run(repository, env, *arguments):
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.cli",
+        "conformance",
+        *arguments,
+        "--windows",
+        "data",
+    ]
+    told = os.environ | {"PYTHONPATH": str(ROOT), "TURBOPRESS_DEVICE": "cpu"} | env
+    return subprocess.run(command, cwd=repository, env=told, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_nothing_is_proven_and_the_file_says_so(repository):
+    done = run(repository, {"LMDEPLOY_PYTHON": sys.executable}, "awq-w4", "--kv", "16", "--tp", "1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("turbopress: conformance: the engine disagrees on awq-w4")
+    proof = json.loads((repository / "reports" / "awq-w4.conformance.json").read_text())
+    assert proof["passed"] is False
+    assert [case["reason"] for case in proof["cases"]] == ["not run: 0 GPU here"] * 2
+    assert proof["artifact"] == verify(repository / "models" / "awq-w4").digest
+
+
+@pytest.mark.skipif(not PROGRAM.is_dir(), reason="../shared/turbomind_check is not there")
+def test_the_real_engine_answers_what_it_is_asked(repository, tmp_path):
+    """Its numbers are made up here, but the windows, texts, layouts and its interface are real."""
+    folder = repository / "models" / "awq-w4"
+    env = emulated(tmp_path / "lmdeploy", interpreter())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LMDEPLOY_PYTHON", env["LMDEPLOY_PYTHON"])
+        asked = what_is_asked(folder, TOKENS)
+        numbers = engine_numbers(folder, asked, bits=8, tp=1, work=tmp_path)
+        assert isinstance(numbers, Numbers), numbers
+        assert len(numbers.nll_nats) == 4
+        assert [len(row) for row in numbers.likeliest] == [len(ids) for ids in asked.text_ids]
+        broken = tmp_path / "empty"
+        broken.mkdir()
+        (broken / "config.json").write_bytes((folder / "config.json").read_bytes())
+        assert "Error" in engine_numbers(broken, asked, bits=8, tp=1, work=tmp_path)

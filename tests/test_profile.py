@@ -1,0 +1,92 @@
+"""The engine profile: LMDeploy's own words, and refusals that say what would be legal."""
+
+import pytest
+from pydantic import ValidationError
+from tiny import CONFIG
+
+from compress.checkpoint.config import parse_config
+from compress.quantize.turbomind import HEAD_DIMS as CONTRACT_HEAD_DIMS
+from compress.quantize.turbomind import problems as contract_problems
+from pipelines.params import load
+from serving.errors import ServingError
+from serving.profile import HEAD_DIMS, EngineProfile, command, fitted, problems
+from serving.shape import parse_shape
+
+SHAPE = parse_shape(CONFIG, "config.json")
+AWQ = {**CONFIG, "quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"}}
+
+
+def test_it_is_frozen_and_refuses_unknown_keys():
+    with pytest.raises(ValidationError, match="extra"):
+        EngineProfile(cache=0.4)
+    with pytest.raises(ValidationError, match="frozen"):
+        EngineProfile().tp = 2
+
+
+@pytest.mark.parametrize("wrong", [{"cache_max_entry_count": 1.0}, {"quant_policy": 16}, {"tp": 0}, {"session_len": 0}])
+def test_values_that_lmdeploy_does_not_take_are_refused(wrong):
+    with pytest.raises(ValidationError):
+        EngineProfile(**wrong)
+
+
+def test_the_command_line_is_lmdeploy_s(tmp_path):
+    profile = EngineProfile(
+        model_format="awq", cache_max_entry_count=0.4, quant_policy=8, tp=2, enable_prefix_caching=True
+    )
+    line = " ".join(command(profile, tmp_path, host="127.0.0.1", port=23333, model_name="awq-w4"))
+    assert line.startswith(
+        f"serve api_server {tmp_path} --backend turbomind --server-name 127.0.0.1 --server-port 23333"
+    )
+    assert "--model-format awq --cache-max-entry-count 0.4 --quant-policy 8 --tp 2" in line
+    assert "--session-len" not in line
+    assert line.endswith("--enable-prefix-caching")
+
+
+def test_the_artifact_fills_in_its_format_and_length():
+    told = fitted(EngineProfile(), parse_shape(AWQ, "config.json"), "models/awq-w4")
+    assert (told.model_format, told.session_len) == ("awq", CONFIG["max_position_embeddings"])
+    assert fitted(EngineProfile(), SHAPE, "models/base").model_format is None
+
+
+def test_another_format_than_the_artifact_s_is_refused():
+    with pytest.raises(ServingError, match="model_format is awq, but the artifact is hf; leave it out"):
+        fitted(EngineProfile(model_format="awq"), SHAPE, "models/base")
+
+
+def test_tp_that_does_not_divide_the_heads_is_refused_with_the_legal_ones():
+    with pytest.raises(ServingError, match="tp 3 does not divide 4 heads with 2 kv heads; legal are 1, 2, 4"):
+        fitted(EngineProfile(tp=3), SHAPE, "models/base")
+
+
+def test_a_session_longer_than_the_model_is_refused():
+    with pytest.raises(ServingError, match="session_len 65 is longer than the model's 64 positions"):
+        fitted(EngineProfile(session_len=65), SHAPE, "models/base")
+
+
+def test_int4_kv_has_no_kernel_for_head_dim_192():
+    shape = parse_shape({**CONFIG, "head_dim": 192}, "config.json")
+    assert problems(EngineProfile(quant_policy=8), shape) == []
+    assert "quant_policy 4 has no kernel" in problems(EngineProfile(quant_policy=4), shape)[0]
+
+
+HEADS = [(heads, kv) for heads in (4, 6, 8, 16) for kv in (1, 2, 4, 6) if heads % kv == 0]
+
+
+@pytest.mark.parametrize("tp", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
+def test_it_agrees_with_the_contract_that_the_quantizer_asks(heads, kv_heads, tp):
+    raw = {**CONFIG, "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": 64}
+    theirs = list(contract_problems(parse_config(raw, "config.json"), "llama", None, tp))
+    assert bool(theirs) == bool(problems(EngineProfile(tp=tp), parse_shape(raw, "config.json")))
+    assert HEAD_DIMS == CONTRACT_HEAD_DIMS
+
+
+def test_params_yaml_may_hold_the_profile(tmp_path):
+    import yaml
+    from tiny_repository import PARAMS
+
+    params = PARAMS | {"serve": {"cache_max_entry_count": 0.4, "quant_policy": 8}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    assert load(tmp_path).serve == EngineProfile(cache_max_entry_count=0.4, quant_policy=8)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(PARAMS))
+    assert load(tmp_path).serve == EngineProfile()

@@ -1,0 +1,179 @@
+"""Vision-language folders: the language model out, compressed, and back in; what sees stays as it is."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lmdeploy_environment import PROGRAM, emulated, interpreter
+from tiny_repository import WORDS, write_base, write_quantized
+from transformers import AutoConfig, AutoModelForImageTextToText
+from vision_models import tensors_of, write_internvl, write_llava
+
+from compress.checkpoint.checkpoint import Checkpoint
+from compress.checkpoint.load import load_model
+from compress.checkpoint.vision import VisionLanguage, give, take
+from compress.errors import CompressError
+from registry.manifest import verify
+from serving import pipeline
+from serving.errors import ServingError
+from serving.shape import read_shape
+
+ROOT = Path(__file__).parents[1]
+WRITERS = {"internvl": write_internvl, "llava": write_llava}
+
+
+class Made:
+    """A vision-language folder, its language model, that in 4 bits, and the whole with it."""
+
+    def __init__(self, root, write):
+        self.whole = write(root / "whole")
+        self.language, self.base, self.small, self.joined = (
+            root / name for name in ("language", "base", "small", "joined")
+        )
+        self.language.mkdir()
+        take(self.whole, self.language)
+        write_base(self.language, self.base)
+        write_quantized(self.base, self.small)
+        self.joined.mkdir()
+        give(self.whole, self.small, self.joined)
+
+
+@pytest.fixture(scope="module", params=WRITERS)
+def made(request, tmp_path_factory):
+    return Made(tmp_path_factory.mktemp(request.param), WRITERS[request.param])
+
+
+def test_the_language_model_alone_is_an_ordinary_model(made):
+    checkpoint = Checkpoint(made.language)
+    assert checkpoint.config.num_layers == 2
+    taken, whole = tensors_of(made.language), tensors_of(made.whole)
+    assert all(torch.equal(t, whole[f"language_model.{name}"]) for name, t in taken.items())
+    assert len(taken) == sum(name.startswith("language_model.") for name in whole)
+
+
+def test_what_sees_is_the_same_after_quantization_and_the_language_model_is_not(made):
+    joined, seeing = tensors_of(made.joined), dict(VisionLanguage.read(made.whole).seeing())
+    assert {name for name in joined if not name.startswith("language_model.")} == seeing.keys()
+    assert all(torch.equal(joined[name], seeing[name]) for name in seeing)
+    assert sum(name.endswith(".qweight") for name in joined) == 2 * 7
+    before = sorted(t.numel() for name, t in tensors_of(made.whole).items() if not name.startswith("language_model."))
+    assert sum(before) == sum(t.numel() for t in seeing.values())  # nothing lost, nothing made up
+
+
+def test_the_joined_model_says_what_is_quantized_and_runs_no_code(made):
+    config = json.loads((made.joined / "config.json").read_text())
+    assert config["quantization_config"]["quant_method"] == "awq"
+    assert {"vision_tower", "multi_modal_projector"} < set(config["quantization_config"]["modules_to_not_convert"])
+    assert not any("auto_map" in path.read_text() for path in made.joined.glob("*.json"))
+    assert not list(made.joined.glob("*.py"))
+
+
+def test_the_stock_class_takes_every_tensor_of_a_float_model(made, tmp_path):
+    """And sees: another image changes what it expects to read next."""
+    give(made.whole, made.language, tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    model, report = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True, dtype=torch.float32)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert not report["mismatched_keys"]
+    token = getattr(config, "image_token_id", None) or config.image_token_index
+    ids = torch.tensor([[1, 7, *[token] * (1 if made.whole.parent.name.startswith("internvl") else 4), 9]])
+    images = torch.randn(2, 1, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        one, other = (model(input_ids=ids, pixel_values=image).logits[0, -1] for image in images)
+    assert torch.isfinite(one).all()
+    assert not torch.allclose(one, other, atol=1e-3)
+
+
+def test_internvl_s_fused_attention_is_three_linears(tmp_path):
+    whole = write_internvl(tmp_path / "whole")
+    fused, parts = tensors_of(whole), dict(VisionLanguage.read(whole).seeing())
+    at = "vision_tower.encoder.layer.1.attention."
+    joined = torch.cat([parts[f"{at}{part}_proj.weight"] for part in "qkv"])
+    assert torch.equal(joined, fused["vision_model.encoder.layers.1.attn.qkv.weight"])
+
+
+def test_giving_back_what_was_taken_changes_no_language_tensor(made, tmp_path):
+    give(made.whole, made.base, tmp_path)
+    given = {name.removeprefix("language_model."): t for name, t in tensors_of(tmp_path).items()}
+    assert all(torch.equal(given[name], t) for name, t in tensors_of(made.base).items())
+
+
+def test_the_language_model_inside_is_the_quantized_one(made, tmp_path):
+    take(made.joined, tmp_path)
+    tokens = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        inside, small = (load_model(folder)(tokens).logits for folder in (tmp_path, made.small))
+    assert torch.allclose(inside, small, atol=1e-5)
+
+
+def test_the_planner_counts_what_sees(made):
+    shape = read_shape(made.joined)
+    assert shape.sees_images
+    assert (shape.bits, shape.quant_method) == (4, "awq")
+
+
+def test_a_language_model_of_another_width_is_refused(made, tmp_path):
+    from tiny import CONFIG, write_internlm2
+
+    write_internlm2(tmp_path / "other", CONFIG | {"hidden_size": 128})
+    (tmp_path / "out").mkdir()
+    with pytest.raises(CompressError, match=r"hidden_size is 128, but .* needs 256"):
+        give(made.whole, tmp_path / "other", tmp_path / "out")
+
+
+def test_what_sees_nothing_is_refused(made):
+    with pytest.raises(CompressError, match="is no vision-language model of ours; choose InternVLChatModel"):
+        VisionLanguage.read(made.language)
+
+
+def test_the_commands_take_and_give(made, tmp_path):
+    run = [sys.executable, "-m", "pipelines.cli", "vision"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([*run, "take", made.whole, "--to", tmp_path / "language"], env=env, check=True, capture_output=True)
+    told = [*run, "give", made.small, "--vision", made.whole, "--to", tmp_path / "joined"]
+    subprocess.run(told, env=env, check=True, capture_output=True)
+    assert tensors_of(tmp_path / "language").keys() == tensors_of(made.language).keys()
+    manifest = verify(tmp_path / "joined")
+    assert (manifest.kind, manifest.parents) == ("quantized", {"language": verify(made.small).digest})
+
+
+def test_a_quantized_llava_answers_about_an_image_in_this_process(tmp_path, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.setenv("TURBOPRESS_DEVICE", "cpu")
+    made = Made(tmp_path, write_llava)
+    for n, color in enumerate(("red", "blue")):
+        Image.effect_noise((40, 30), 90 * (n + 1)).convert("RGB").save(tmp_path / f"{color}.png")
+    pipe = pipeline(made.joined, engine="transformers")
+    told = {"max_tokens": 6, "temperature": 0}
+    red, again, blue = (
+        pipe("word100 word200", images=[tmp_path / f"{c}.png"], **told).text for c in ("red", "red", "blue")
+    )
+    assert red == again
+    assert set(red.split()) <= set(WORDS)
+    assert pipe("word100 word200", **told).text  # and without one
+    assert red != blue
+    elsewhere = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/y.png"}}]}]
+    with pytest.raises(ServingError, match="send its bytes"):
+        list(pipe.stream(elsewhere))
+
+
+@pytest.mark.skipif(not PROGRAM.is_dir(), reason="../shared/turbomind_check is not there")
+def test_turbomind_loads_internvl_with_the_quantized_language_model(tmp_path):
+    made = Made(tmp_path, write_internvl)  # its pipeline wants torchvision, so the engine itself is asked
+    env = emulated(tmp_path / "lmdeploy", interpreter())
+    told = f"""
+from lmdeploy import TurbomindEngineConfig
+from lmdeploy.turbomind import TurboMind
+told = TurbomindEngineConfig(model_format="awq", session_len=128, max_batch_size=2, cache_max_entry_count=0.1)
+engine = TurboMind.from_pretrained({str(made.joined)!r}, engine_config=told)
+print("LOADED", engine.model_comm is not None, flush=True)
+import os; os._exit(0)
+"""
+    done = subprocess.run([env["LMDEPLOY_PYTHON"], "-c", told], capture_output=True, text=True, check=False)
+    assert "LOADED True" in done.stdout, done.stdout[-1500:] + done.stderr[-3000:]
