@@ -9,14 +9,14 @@ from pipelines.page import page
 from pipelines.pairs import Difference, differences
 from pipelines.params import load
 from pipelines.stage import fresh_file, repository_root, run
-from pipelines.summary import markdown, picture, read_rows
+from pipelines.summary import markdown, picture, read_rows, stored
 from registry.report import read_report
 
 
 def main(reports: Path, evaluations: Path) -> None:
     """Writes summary.json, .md, .png and .html beside the variants' REPORTS."""
     rows = read_rows(load(repository_root()), reports)
-    found = {row["variant"]: read_report(reports / f"{row['variant']}.json") for row in rows}
+    found = {row["variant"]: read_report(reports / f"{row['variant']}.json") for row in stored(rows)}
     measured = [Measured(k, v, read_documents(evaluations / k / "documents.json")) for k, v in found.items()]
     with (
         fresh_file(reports / "summary.json") as values,

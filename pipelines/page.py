@@ -7,7 +7,7 @@ from typing import Any
 
 from compress.evaluate.intervals import METRICS, Interval
 from pipelines.pairs import Difference
-from pipelines.summary import COLUMNS, Row, cells
+from pipelines.summary import COLUMNS, Row, cells, stored
 
 NAMES = {
     "perplexity": "perplexity",
@@ -39,7 +39,7 @@ def page(rows: Sequence[Row], reports: Mapping[str, Mapping[str, Any]], pairs: P
         _table(["variant", *NAMES.values()], [_measured(row) for row in rows], escaped=True),
         "<h2>Two on the same documents</h2>",
         "<p>The row less the column, in KL from the base; grey where chance could have made it.</p>",
-        _pair_table([row["variant"] for row in rows], pairs),
+        _pair_table([row["variant"] for row in stored(rows)], pairs),
         *(_stratum(name, title, reports) for name, title in STRATA.items()),
         "<h2>How it was measured</h2>",
         _table(["", ""], [[k, str(v)] for k, v in _protocol(reports).items()]),

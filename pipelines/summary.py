@@ -1,5 +1,6 @@
 """The comparison of all variants: rows from their reports, as a table, as markdown, as a picture."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,15 @@ def _rows(params: Params, key: str, report: Row) -> list[Row]:
     """A variant's row, and one for each quantized KV cache that it was measured with: what it loses then."""
     made_from = " + ".join(params.parents(key).values())
     intervals = {"intervals": report["intervals"]} if "intervals" in report else {}
-    row = {"variant": key, "kind": report["kind"], "from": made_from, **report["metrics"], **intervals}
+    row = {"variant": key, "kind": report["kind"], "from": made_from, **report["metrics"]}
     caches = report.get("kv_cache", {}).items()
-    return [row] + [row | {"variant": f"{key}, KV {bits}", "from": key, **lost} for bits, lost in caches]
+    cached = [row | {"variant": f"{key}, KV {bits}", "kv_cache": bits, "from": key, **lost} for bits, lost in caches]
+    return [row | intervals, *cached]
+
+
+def stored(rows: Sequence[Row]) -> list[Row]:
+    """The rows of models, without those that say what a model loses with another KV cache."""
+    return [row for row in rows if "kv_cache" not in row]
 
 
 def pareto(rows: list[Row]) -> list[Row]:
@@ -87,7 +94,7 @@ def picture(rows: list[Row], path: Path) -> None:
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    rows = [row for row in rows if ", KV " not in row["variant"]]  # whose weights have their dot already
+    rows = stored(rows)
     front = pareto(rows)
     sizes_mb = [row["size_bytes"] / 1e6 for row in front]
     axes.step(sizes_mb, [row["perplexity"] for row in front], where="post", color="#999999", linewidth=1, zorder=1)
