@@ -16,7 +16,7 @@ def server_interpreter():
     """The same with what its HTTP server imports."""
     python = interpreter()
     if subprocess.run(
-        [python, "-c", "import fastapi, uvicorn, openai, aiohttp"], capture_output=True, check=False
+        [python, "-c", "import fastapi, uvicorn, openai, aiohttp, prometheus_client"], capture_output=True, check=False
     ).returncode:
         subprocess.run([python, "-m", "pip", "install", "-q", *SERVER_PACKAGES], capture_output=True, check=True)
     return python

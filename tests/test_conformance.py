@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lmdeploy_environment import PROGRAM, emulated, interpreter
+from lmdeploy_environment import PROGRAM, emulated, server_interpreter
 from tiny_repository import make_repository
 
 from compress.checkpoint.load import load_model
@@ -136,7 +136,7 @@ def test_without_a_gpu_nothing_is_proven_and_the_file_says_so(repository):
 def test_the_real_engine_answers_what_it_is_asked(repository, tmp_path):
     """Its numbers are made up here, but the windows, texts, layouts and its interface are real."""
     folder = repository / "models" / "awq-w4"
-    env = emulated(tmp_path / "lmdeploy", interpreter())
+    env = emulated(tmp_path / "lmdeploy", server_interpreter())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LMDEPLOY_PYTHON", env["LMDEPLOY_PYTHON"])
         asked = what_is_asked(folder, TOKENS)

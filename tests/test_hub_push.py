@@ -37,7 +37,7 @@ def card(**changes):
         "origin": {"source": "org/base"},
         "base_model": "org/base",
     }
-    return model_card(**(facts | changes), model_format="awq")
+    return model_card(**(facts | changes), quant_method="awq")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lmdeploy_environment import PROGRAM, emulated, interpreter
+from lmdeploy_environment import PROGRAM, emulated, server_interpreter
 from tiny_repository import WORDS, write_base, write_quantized
 from transformers import AutoConfig, AutoModelForImageTextToText
 from vision_models import tensors_of, write_internvl, write_llava
@@ -166,7 +166,7 @@ def test_a_quantized_llava_answers_about_an_image_in_this_process(tmp_path, monk
 @pytest.mark.skipif(not PROGRAM.is_dir(), reason="../shared/turbomind_check is not there")
 def test_turbomind_loads_internvl_with_the_quantized_language_model(tmp_path):
     made = Made(tmp_path, write_internvl)  # its pipeline wants torchvision, so the engine itself is asked
-    env = emulated(tmp_path / "lmdeploy", interpreter())
+    env = emulated(tmp_path / "lmdeploy", server_interpreter())
     told = f"""
 from lmdeploy import TurbomindEngineConfig
 from lmdeploy.turbomind import TurboMind
