@@ -14,9 +14,10 @@ from compress.checkpoint.tokenizer import write_tokenizer
 from compress.checkpoint.write import ModelWriter
 from compress.corpus import Windows, save_windows
 from compress.quantize.walk import quantize_model
-from pipelines.params import ParamsError, QuantizeVariant
+from pipelines.params import ParamsError
 from pipelines.rederive import rederive
 from pipelines.stage import new_artifact, parent
+from pipelines.variants import AwqVariant
 from registry.errors import RegistryError
 from registry.manifest import read, seal
 
@@ -34,7 +35,7 @@ def made(tmp_path_factory):
     given = Windows(tokens.numpy().astype("int32"), ["text"] * 4)
     (root / "calibration").mkdir()
     save_windows(given, root / "calibration")
-    recipe = QuantizeVariant.model_validate(RECIPE)
+    recipe = AwqVariant.model_validate(RECIPE)
     source, checkpoint = parent(root / "models" / "base"), Checkpoint(root / "models" / "base")
     with new_artifact(
         root / "models" / "awq-w4", kind="quantized", recipe=recipe.model_dump(by_alias=True, mode="json"),
