@@ -1,4 +1,6 @@
-"""The house as CONTRIBUTING.md draws it: who may import whom, and that dvc.yaml says what each stage depends on."""
+"""The house as CONTRIBUTING.md draws it: who may import subprocess
+import sys
+import whom, and that dvc.yaml says what each stage depends on."""
 
 import re
 from fnmatch import fnmatch
@@ -128,3 +130,10 @@ def test_every_make_target_in_the_prose_is_in_the_makefile(page):
     words = {word for pair in named for word in pair if word}
     assert words
     assert words <= targets
+
+
+@pytest.mark.parametrize("module", ["pipelines.register", "pipelines.compare", "pipelines.check", "pipelines.cli"])
+def test_what_computes_nothing_does_not_wait_for_torch(module):
+    """Six look-ups of a second `dvc repro` would wait a second each."""
+    program = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0

@@ -4,8 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from compress.quantize.formats.int4 import Int4FormatName
-from compress.quantize.schemes import Keep
+from compress.quantize.schemes import Int4FormatName, Keep
 from compress.strict import Strict
 
 

@@ -6,6 +6,8 @@ from pydantic import Field
 
 from compress.strict import Strict
 
+Int4FormatName = Literal["awq", "compressed-tensors"]
+
 
 class KeepByError(Strict):
     """In each layer, linears stay in 16 bits until the relative output errors of the others add up to no more."""

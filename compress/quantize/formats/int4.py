@@ -2,14 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
 from compress.quantize.formats import awq, compressed_tensors
 from compress.quantize.grid import Grid
-
-Int4FormatName = Literal["awq", "compressed-tensors"]
+from compress.quantize.schemes import Int4FormatName
 
 
 @dataclass(frozen=True)
