@@ -1,8 +1,8 @@
-"""The house as CONTRIBUTING.md draws it: who may import subprocess
-import sys
-import whom, and that dvc.yaml says what each stage depends on."""
+"""The house as CONTRIBUTING.md draws it: who may import whom, and that dvc.yaml says what each stage depends on."""
 
 import re
+import subprocess
+import sys
 from fnmatch import fnmatch
 
 import pytest
