@@ -9,7 +9,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.load import load_model
 from compress.checkpoint.write import ModelWriter
-from compress.evaluate import compare
+from compress.evaluate import tokens as scoring
 from compress.evaluate.compare import WindowScores, compare_models
 from compress.evaluate.size import sizes
 from compress.quantize.recipe import AwqRecipe, Nearest
@@ -86,7 +86,7 @@ def test_positions_that_do_not_count_do_not_count(models):
 @pytest.mark.parametrize("batch", [1, 2, 8])
 def test_scores_depend_neither_on_the_slice_nor_on_the_batch(models, monkeypatch, at_once, batch):
     expected = compare_models(*models, windows(5, 17))
-    monkeypatch.setattr(compare, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", at_once)
     scores = compare_models(*models, windows(5, 17), batch=batch)
     for name in SCORES:
         assert torch.allclose(getattr(scores, name), getattr(expected, name), rtol=1e-5, atol=1e-6), name

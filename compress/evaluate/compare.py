@@ -4,7 +4,7 @@ Perplexity says how well the variant predicts the text; the mean divergence from
 both would say the same say how much of the base is left, which is what compression is about.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,11 +12,8 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from compress.distill.train import final_hidden
-from compress.evaluate.kv_cache import cached_hidden
+from compress.evaluate.tokens import LiveReference, score_tokens
 from compress.progress import Progress, silent
-
-LOGITS_AT_ONCE = 2**24  # entries of one model's logits in memory
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,6 @@ class WindowScores:
         return (score * self.counted)[chosen].sum() / self.counted[chosen].sum()
 
 
-@torch.no_grad()
 def compare_models(
     variant: PreTrainedModel,
     base: PreTrainedModel,
@@ -60,62 +56,21 @@ def compare_models(
     batch: int = 8,
     progress: Progress = silent,
 ) -> WindowScores:
-    """Scores of every window; logits are made for a slice of tokens at a time.
+    """Scores of every window, on the host.
 
     `counted` says at which positions what is predicted counts; every window has one before its last.
     """
-    return compare_caches(variant, base, tokens, (None,), counted=counted, batch=batch, progress=progress)[None]
+    scores = score_tokens(variant, LiveReference(base), tokens, batch=batch, progress=progress)
+    counts = torch.ones_like(scores.top1) if counted is None else counted.cpu().float()
 
+    def mean(values: Tensor, where: Tensor) -> Tensor:
+        return (values * where).sum(1) / where.sum(1)
 
-@torch.no_grad()
-def compare_caches(
-    variant: PreTrainedModel,
-    base: PreTrainedModel,
-    tokens: Integer[Tensor, "windows length"],
-    kv_bits: Sequence[int | None],
-    *,
-    counted: Bool[Tensor, "windows length"] | None = None,
-    batch: int = 8,
-    progress: Progress = silent,
-) -> dict[int | None, WindowScores]:
-    """Scores with the variant's KV cache in each of these bits; None leaves it alone, as the base's is."""
-    counts = torch.ones_like(tokens, dtype=torch.bool) if counted is None else counted
-    weights = None if counted is None else counted.float().sum(1)
-    rows: dict[int | None, list[tuple[Tensor, ...]]] = {bits: [] for bits in kv_bits}
-    for x, c in zip(progress(tokens.split(batch), "batch"), counts.split(batch), strict=True):
-        reference = final_hidden(base, x)
-        for bits, scored in rows.items():
-            hidden = final_hidden(variant, x) if bits is None else cached_hidden(variant, x, bits)
-            scored.append(_score(hidden, variant.lm_head.weight, reference, base.lm_head.weight, x, c))
-    return {bits: _joined(scored, weights) for bits, scored in rows.items()}
-
-
-def _joined(scored: list[tuple[Tensor, ...]], weights: Tensor | None) -> WindowScores:
-    nll, base_nll, kl, top1 = (torch.cat(column) for column in zip(*scored, strict=True))
-    return WindowScores(nll, base_nll, kl, top1, weights)
-
-
-def _score(
-    hv: Tensor, Wv: Tensor, hb: Tensor, Wb: Tensor, tokens: Tensor, counts: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    windows, length = tokens.shape
-    slices = range(0, length, max(1, LOGITS_AT_ONCE // (windows * Wv.shape[0])))
-    parts = [_score_slice(hv, Wv, hb, Wb, tokens, counts, slice(s, s + slices.step)) for s in slices]
-    nll, base_nll, kl, top1 = (torch.stack(column).sum(0) for column in zip(*parts, strict=True))
-    predicted, every = counts[:, :-1].sum(1), counts.sum(1)
-    return nll / predicted, base_nll / predicted, kl / every, top1 / every
-
-
-def _score_slice(
-    hv: Tensor, Wv: Tensor, hb: Tensor, Wb: Tensor, tokens: Tensor, counts: Tensor, at: slice
-) -> tuple[Tensor, ...]:
-    """Sums over those of some positions of each window that count."""
-    variant = (hv[:, at] @ Wv.t()).float().log_softmax(-1)
-    base = (hb[:, at] @ Wb.t()).float().log_softmax(-1)
-    here = counts[:, at].float()
-    kl = ((base.exp() * (base - variant)).sum(-1) * here).sum(1)
-    same = ((variant.argmax(-1) == base.argmax(-1)).float() * here).sum(1)
-    target = tokens[:, at.start + 1 : at.stop + 1, None]
-    followed = here[:, : target.shape[1]]
-    nll, base_nll = (-(x[:, : target.shape[1]].gather(2, target)[..., 0] * followed).sum(1) for x in (variant, base))
-    return nll, base_nll, kl, same
+    followed = counts * scores.predicts
+    return WindowScores(
+        nll_nats=mean(scores.nll_nats, followed),
+        base_nll_nats=mean(scores.base_nll_nats, followed),
+        kl_nats=mean(scores.kl_nats, counts),
+        top1=mean(scores.top1, counts),
+        counted=None if counted is None else counts.sum(1),
+    )

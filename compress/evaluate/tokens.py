@@ -92,8 +92,8 @@ def score_tokens(
 
     With `kv_bits` the variant's attention reads a KV cache in so many bits, as the engine's does.
     """
-    starts = range(0, tokens.shape[0], batch)
-    rows = [_score(variant, reference, s, tokens[s : s + batch], kv_bits) for s in progress(starts, "batch")]
+    batches = enumerate(progress(tokens.split(batch), "batch"))
+    rows = [_score(variant, reference, number * batch, x, kv_bits) for number, x in batches]
     return TokenScores(*(torch.cat(column).cpu() for column in zip(*rows, strict=True)))
 
 
