@@ -164,7 +164,7 @@ def fresh_folder(path: Path, key: str | None = None) -> Iterator[Path]:
             yield incoming
             _flush(incoming)
             os.rename(incoming, path)  # takes the place of an empty folder in the same step
-            _fsync(path.parent)
+            fsync(path.parent)
     except BaseException as error:
         refused = isinstance(error, Exception) and not isinstance(error, RuntimeError)
         if key is None or refused:
@@ -255,10 +255,11 @@ def _sweep(path: Path, kept: Path) -> None:
 
 def _flush(folder: Path) -> None:
     for place in [*folder.rglob("*"), folder]:
-        _fsync(place)
+        fsync(place)
 
 
-def _fsync(place: Path) -> None:
+def fsync(place: Path) -> None:
+    """Returns when a file, or the entries of a folder, are on the disk."""
     descriptor = os.open(place, os.O_RDONLY)
     try:
         os.fsync(descriptor)

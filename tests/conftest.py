@@ -1,5 +1,7 @@
 """Shapes in the signatures of compress/ are checked while the tests run; the pipeline runs once for all who ask."""
 
+import sys
+
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -18,3 +20,18 @@ def pipeline(tmp_path_factory):
     clone = Clone(tmp_path_factory.mktemp("pipeline") / "turbopress")
     clone.run("dvc", "repro")
     return clone
+
+
+@pytest.fixture
+def turbopress(monkeypatch, capsys):
+    """Runs the command as it is installed, in the working folder; returns its exit status, stdout and stderr."""
+    from pipelines import cli
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["turbopress", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capsys.readouterr()
+        return end.value.code or 0, said.out, said.err
+
+    return run

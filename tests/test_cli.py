@@ -36,20 +36,6 @@ def repository(made, tmp_path, monkeypatch):
     return tmp_path / "here"
 
 
-@pytest.fixture
-def turbopress(repository, monkeypatch, capsys):
-    """Runs the command as it is installed; returns its exit status, stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["turbopress", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capsys.readouterr()
-        return end.value.code or 0, said.out, said.err
-
-    return run
-
-
 def tensors(folder):
     return {name: t for shard in sorted(folder.glob("*.safetensors")) for name, t in load_file(shard).items()}
 
@@ -57,7 +43,7 @@ def tensors(folder):
 # --- check and compare
 
 
-def test_check_names_the_variants(turbopress):
+def test_check_names_the_variants(repository, turbopress):
     assert turbopress("check") == (0, "params.yaml is in order: base, awq-w4, not-made-yet\n", "")
 
 
@@ -74,7 +60,7 @@ def test_check_refuses_with_a_line_a_problem(turbopress, repository):
     ]
 
 
-def test_compare_prints_a_row_for_each_report_as_json(turbopress):
+def test_compare_prints_a_row_for_each_report_as_json(repository, turbopress):
     status, out, err = turbopress("compare", "--json")
     rows = {row["variant"]: row for row in json.loads(out)}
     assert (status, err) == (0, "")
@@ -89,7 +75,7 @@ def test_compare_prints_the_summary_s_markdown(turbopress, repository):
     assert "| awq-w4 | base | 1.50 M | 0.90 MB | 16.00 | 12.500 | +0.500 | 0.0400 | 90.0 % |" in expected
 
 
-def test_compare_prints_a_table_with_whole_cells(turbopress):
+def test_compare_prints_a_table_with_whole_cells(repository, turbopress):
     status, out, _ = turbopress("compare")
     assert status == 0
     assert all(word in out for word in ("awq-w4", "0.90 MB", "+0.500", "90.0 %"))
@@ -111,7 +97,7 @@ def test_compare_without_reports_says_what_to_run(turbopress, repository):
     assert turbopress("compare") == (1, "", f"turbopress: {repository}/reports: no reports yet; run `dvc repro`\n")
 
 
-def test_outside_a_repository_is_one_line(turbopress, tmp_path, monkeypatch):
+def test_outside_a_repository_is_one_line(repository, turbopress, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, out, err = turbopress("compare")
     assert (status, out) == (1, "")
@@ -187,22 +173,22 @@ def answer(turbopress, key, *options):
 
 
 @pytest.mark.parametrize("key", ["base", "awq-w4", "models/base"])
-def test_chat_answers_once_as_json(turbopress, key):
+def test_chat_answers_once_as_json(repository, turbopress, key):
     assert answer(turbopress, key, "--raw")
 
 
-def test_chat_gives_the_same_answer_for_the_same_seed_and_another_for_another(turbopress):
+def test_chat_gives_the_same_answer_for_the_same_seed_and_another_for_another(repository, turbopress):
     hot = ("--temperature", "1.5")
     first, again, other = (answer(turbopress, "base", *hot, "--seed", seed) for seed in ("1", "1", "2"))
     assert first == again != other
 
 
-def test_chat_at_temperature_0_depends_on_no_seed(turbopress):
+def test_chat_at_temperature_0_depends_on_no_seed(repository, turbopress):
     first, other = (answer(turbopress, "base", "--temperature", "0", "--seed", seed) for seed in ("1", "2"))
     assert first == other
 
 
-def test_chat_prints_the_answer_as_plain_text(turbopress):
+def test_chat_prints_the_answer_as_plain_text(repository, turbopress):
     told = answer(turbopress, "base", "--temperature", "0")
     options = ("--temperature", "0", "--max-tokens", "12")
     assert turbopress("chat", "base", PROMPT, *options) == (0, f"{told}\n", "")

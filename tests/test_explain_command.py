@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 from fake_artifacts import enter
@@ -10,7 +9,6 @@ from tiny import windows
 from tiny_repository import make_repository
 
 from compress.corpus import Windows, save_windows
-from pipelines import cli
 from registry.attach import attach
 from registry.errors import RegistryError
 from registry.manifest import verify
@@ -36,18 +34,6 @@ def repository(made, tmp_path, monkeypatch):
     for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path / "here"
-
-
-@pytest.fixture
-def turbopress(repository, monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["turbopress", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capsys.readouterr()
-        return end.value.code or 0, said.out, said.err
-
-    return run
 
 
 def test_it_prints_why_and_what_to_try_and_writes_the_same(turbopress, repository):

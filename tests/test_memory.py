@@ -1,12 +1,10 @@
 """The memory planner against readings of real cards, the engine's own allocations, and its command line."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from pipelines import cli
 from serving.choices import Load, choices, choose
 from serving.errors import ServingError
 from serving.gpus import parse_size
@@ -27,18 +25,6 @@ ALLOCATIONS = json.loads((RESULTS / "engine_allocations.json").read_text("utf8")
 def config(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(INTERNLM2_CHAT_1_8B))
     return tmp_path / "config.json"
-
-
-@pytest.fixture
-def turbopress(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["turbopress", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capsys.readouterr()
-        return end.value.code or 0, said.out, said.err
-
-    return run
 
 
 # --- what was measured

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 import yaml
@@ -10,7 +9,6 @@ from fake_artifacts import enter, fake_artifact, fake_report
 from fake_measured import measured
 from tiny_repository import PARAMS
 
-from pipelines import cli
 from registry.errors import RegistryError
 from registry.promote import Decision, moves, promote
 from registry.resolve import list_versions
@@ -26,18 +24,6 @@ def here(root, monkeypatch):
     (root / "params.yaml").write_text(yaml.safe_dump(PARAMS | {"gate": GATE}, sort_keys=False))
     monkeypatch.chdir(root)
     return root
-
-
-@pytest.fixture
-def turbopress(here, monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["turbopress", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capsys.readouterr()
-        return end.value.code or 0, said.out, said.err
-
-    return run
 
 
 def register(root, variant, weights=None, kind="quantized", parents=None, **facts):
@@ -207,7 +193,7 @@ def test_history_lists_versions_newest_first_and_every_promotion(turbopress, her
     assert oldest["created"].startswith("20")
 
 
-def test_lineage_leads_through_every_parent_to_the_base(turbopress, family):
+def test_lineage_leads_through_every_parent_to_the_base(here, turbopress, family):
     (family / "dvc.lock").write_text("stages: {}")
     status, out, _ = turbopress("lineage", "demo@student-w4")
     assert status == 0
@@ -220,7 +206,7 @@ def test_lineage_leads_through_every_parent_to_the_base(turbopress, family):
     assert "source examples/demo/base at none" in lines
 
 
-def test_lineage_for_programs_holds_digests_code_and_pipeline(turbopress, family):
+def test_lineage_for_programs_holds_digests_code_and_pipeline(here, turbopress, family):
     (family / "dvc.lock").write_text("stages: {}")
     register(family, "student-w4", "retrained", parents={"from": "f" * 64})
     said = json.loads(turbopress("lineage", "demo@student-w4", "--json")[1])

@@ -11,25 +11,12 @@ import pytest
 from fake_artifacts import enter, fake_artifact
 from ship_servers import free_port
 
-from pipelines import cli
 from registry.manifest import read, seal, verify
 from registry.ship.place import open_place
 from registry.ship.upkeep import releases
 
 pytest_plugins = ["fake_stores"]
 SERVER = Path(__file__).parent / "release_server.py"
-
-
-@pytest.fixture
-def turbopress(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["turbopress", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capsys.readouterr()
-        return end.value.code or 0, said.out, said.err
-
-    return run
 
 
 @pytest.fixture

@@ -2,13 +2,11 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 from fake_measured import speed
 from tiny_repository import make_repository
 
-from pipelines import cli
 from pipelines.measured import read_local
 from pipelines.speed import speed_file
 
@@ -24,18 +22,6 @@ def here(made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("TURBOPRESS_DEVICE", "cpu")
     return tmp_path / "here"
-
-
-@pytest.fixture
-def turbopress(here, monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["turbopress", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capsys.readouterr()
-        return end.value.code or 0, said.out, said.err
-
-    return run
 
 
 def test_a_variant_is_timed_at_every_batch_with_its_peak_memory(turbopress, here):
@@ -73,7 +59,7 @@ def test_engines_and_machines_have_tables_of_their_own(turbopress, here):
         (["awq-w4", "--batches", "a,b"], "--batches a,b: write whole numbers"),
     ],
 )
-def test_what_cannot_be_timed_is_one_line(turbopress, arguments, words):
+def test_what_cannot_be_timed_is_one_line(here, turbopress, arguments, words):
     status, out, err = turbopress("speed", *arguments)
     assert (status, out) == (1, "")
     assert words in err

@@ -2,14 +2,12 @@
 
 import importlib.util
 import json
-import sys
 
 import pytest
 import torch
 from tiny_repository import WORDS, make_repository
 
 from compress.evaluate.generation import Speaker
-from pipelines import cli
 
 TASK = """
 task: words
@@ -46,18 +44,10 @@ def here(tmp_path_factory):
 
 
 @pytest.fixture
-def turbopress(here, monkeypatch, capsys):
+def working(here, monkeypatch):
+    """The repository as the working folder."""
     monkeypatch.chdir(here[0])
     monkeypatch.setenv("TURBOPRESS_DEVICE", "cpu")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["turbopress", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capsys.readouterr()
-        return end.value.code or 0, said.out, said.err
-
-    return run
 
 
 def accuracy(folder, rows):
@@ -73,7 +63,7 @@ def accuracy(folder, rows):
 
 
 @needs_lm_eval
-def test_a_task_of_local_files_is_measured_as_the_logits_say(turbopress, here):
+def test_a_task_of_local_files_is_measured_as_the_logits_say(working, turbopress, here):
     root, rows = here
     status, out, err = turbopress("tasks", "base", "--tasks", root / "tasks", "--task", "words", "--json")
     assert status == 0, err
@@ -84,14 +74,14 @@ def test_a_task_of_local_files_is_measured_as_the_logits_say(turbopress, here):
 
 
 @needs_lm_eval
-def test_an_unknown_task_is_one_line(turbopress, here):
+def test_an_unknown_task_is_one_line(working, turbopress, here):
     status, out, err = turbopress("tasks", "base", "--tasks", here[0] / "tasks", "--task", "arc_easy")
     assert (status, out) == (1, "")
     assert err.endswith("has no task arc_easy (it has: words)\n")
     assert len(err.splitlines()) == 1
 
 
-def test_a_folder_and_a_variant_that_are_not_there_are_one_line(turbopress, here):
+def test_a_folder_and_a_variant_that_are_not_there_are_one_line(working, turbopress, here):
     status, _, err = turbopress("tasks", "base", "--tasks", "/nowhere", "--task", "words")
     assert (status, err) == (1, "turbopress: --tasks /nowhere: no such folder; give one with lm-eval's YAML files\n")
     status, _, err = turbopress("tasks", "nobody", "--tasks", here[0] / "tasks", "--task", "words")

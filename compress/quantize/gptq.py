@@ -25,11 +25,15 @@ def gptq(W: Float[Tensor, "out in_features"], factor: Factor, grid: Grid) -> UIn
     Wt, scales, zeros = (t.t().contiguous() for t in (W[:, order], grid.scales, grid.zeros))
     codes = torch.empty_like(Wt)
     round_block_ = _on_gpu_ if W.is_cuda else round_block_plainly_
-    for start in range(0, len(Wt), BLOCK):
-        at = slice(start, min(start + BLOCK, len(Wt)))
+    for at in blocks(len(Wt), BLOCK):
         errors = round_block_(Wt[at], codes[at], U[at, at], scales, zeros, group[at], grid.top)
         Wt[at.stop :].addmm_(U[at, at.stop :].t(), errors, alpha=-1)
     return codes[order.argsort()].t().contiguous().to(torch.uint8)
+
+
+def blocks(size: int, step: int) -> list[slice]:
+    """`size` columns in runs of `step`, the last as long as is left."""
+    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
 
 def round_block_plainly_(

@@ -22,7 +22,7 @@ from compress.progress import Progress, silent
 from compress.quantize.formats.int8 import pack_linear, quantization_config, rounded_inputs, unpacked_weight
 from compress.quantize.narrow import narrowed
 from compress.quantize.schemes import Int8Recipe, SmoothSearch
-from compress.quantize.sites import LINEARS, SITES, Site, joined_weight, tie_for
+from compress.quantize.sites import LINEARS, SITES, Site, divide_, joined_weight, producer_divisor, tie_for
 
 SAMPLE = 512  # tokens on which exponents are compared
 SMALLEST = 1e-4  # channels that are never active, or never read, must not divide by zero
@@ -95,7 +95,7 @@ def _smooth_(
         s = search_smoothing(W, x, inputs.m, recipe.smooth, tie_for(site, config))
         for name in site.linears:
             layer.get_parameter(f"{name}.weight").data.mul_(s)
-        _divide_(layer, site.producer, s, config)
+        divide_(layer.get_submodule(site.producer), producer_divisor(site, s, config))
     plain, ours = (output_errors(W, x, scale) for scale in (torch.ones_like(s), s))
     power = (x @ W.t()).square().sum(0)
     return [
@@ -128,14 +128,6 @@ def output_errors(
     """Each output's squared error over the tokens when x / s and W · s are rounded to 8 bits."""
     rounded = unpacked_weight(pack_linear(W * s))
     return (rounded_inputs(x / s) @ rounded.t() - x @ W.t()).square().sum(0)
-
-
-def _divide_(layer: nn.Module, producer: str, s: Tensor, config: ModelConfig) -> None:
-    """Divides the producer's outputs by s; a row of v feeds a channel of every query head in its group."""
-    if producer == "self_attn.v_proj":
-        s = s.unflatten(0, (config.num_kv_heads, -1, config.head_dim))[:, 0].flatten()
-    for parameter in layer.get_submodule(producer).parameters():
-        parameter.data.div_(s if parameter.dim() == 1 else s[:, None])
 
 
 def _stored(layer: nn.Module, n: int) -> dict[str, Tensor]:

@@ -116,30 +116,33 @@ class LayerQuantizer:
 
         This process's rows are worked on here, all rows come back.
         """
-        recipe, rows, R = self.recipe, len(W), statistics.R
-        W, H = self.workers.share(W), statistics.H
-        R = None if R is None else self.workers.share(R)
-        with _damped(H, recipe.damping):
-            factor = None
-            if recipe.feedback is not None or not isinstance(recipe.rounding, Nearest):
-                factor = factorize(H, place)
-            if recipe.feedback is not None and factor is not None and statistics.D is not None:
-                W = aimed(W, statistics.D, R, factor, recipe.feedback.share)
-            statistics.D = statistics.R = R = None  # the largest things here, and done with
-            grid = fit_grid(W, recipe.bits, recipe.group_size)
-            if recipe.clip is not None:
-                grid = search_clip(W, H, recipe.bits, recipe.group_size, recipe.clip)
-            if isinstance(recipe.rounding, Nearest) or factor is None:
-                q = quantize(W, grid)
-            else:
-                q = gptq(W, factor, grid)
-                del factor
-                q, grid = refine(W, H, q, grid, recipe.rounding.refine)
+        H, rows = statistics.H, len(W)
+        W = self.workers.share(W)
+        with _damped(H, self.recipe.damping):
+            W, q, grid = self._codes(W, statistics, place)
             lean = leans(W, H, q, grid).half() if self._learns else W[:, :0]
         error = torch.stack([output_error(dequantize(q, grid) - W, H), output_error(W, H)], 1)
         parts = (q, grid.scales, grid.zeros, error, lean)
         q, scales, zeros, error, lean = (self.workers.gather(part, rows) for part in parts)
-        return q, Grid(scales, zeros, recipe.bits, recipe.group_size), error.t(), lean
+        return q, Grid(scales, zeros, *grid.rest[1:]), error.t(), lean
+
+    def _codes(self, W: Tensor, statistics: Statistics, place: str) -> tuple[Tensor, Tensor, Grid]:
+        """What some rows aim at, their codes and grid; H is damped, and D and R are let go of when they are read."""
+        recipe, H = self.recipe, statistics.H
+        needed = recipe.feedback is not None or not isinstance(recipe.rounding, Nearest)
+        factor = factorize(H, place) if needed else None
+        if recipe.feedback is not None and factor is not None and statistics.D is not None:
+            R = None if statistics.R is None else self.workers.share(statistics.R)
+            W = aimed(W, statistics.D, R, factor, recipe.feedback.share)
+        statistics.D = statistics.R = R = None  # the largest things here
+        grid = fit_grid(W, recipe.bits, recipe.group_size)
+        if recipe.clip is not None:
+            grid = search_clip(W, H, recipe.bits, recipe.group_size, recipe.clip)
+        if isinstance(recipe.rounding, Nearest) or factor is None:
+            return W, quantize(W, grid), grid
+        q = gptq(W, factor, grid)
+        del factor
+        return W, *refine(W, H, q, grid, recipe.rounding.refine)
 
 
 def fold_(

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from compress.quantize.gptq import BLOCK
+from compress.quantize.gptq import BLOCK, blocks
 from compress.quantize.grid import SMALLEST_SCALE, Grid, dequantize
 
 
@@ -34,7 +34,7 @@ def fit_scales(W: Tensor, H: Tensor, q: Tensor, grid: Grid) -> Grid:
     c = (q.t().float().unflatten(0, (-1, grid.group_size)) - grid.zeros.t()[:, None]).flatten(0, 1)
     scales = grid.scales.t().contiguous()
     slope = H @ (dequantize(q, grid) - W).t()  # half the gradient of the error, by column
-    for group, at in enumerate(_blocks(len(H), grid.group_size)):
+    for group, at in enumerate(blocks(len(H), grid.group_size)):
         along = (slope[at] * c[at]).sum(0)
         curvature = (H[at, at] @ c[at]).mul_(c[at]).sum(0)
         wanted = scales[group] - along / curvature.clamp(min=torch.finfo(H.dtype).tiny)
@@ -44,10 +44,6 @@ def fit_scales(W: Tensor, H: Tensor, q: Tensor, grid: Grid) -> Grid:
         scales[group] += moved
         slope[at.stop :].addmm_(H[at.stop :, at], c[at] * moved)
     return Grid(scales.t().contiguous(), *grid.rest)
-
-
-def _blocks(size: int, step: int) -> list[slice]:
-    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
 
 def leans(W: Tensor, H: Tensor, q: Tensor, grid: Grid) -> Float[Tensor, "out in_features"]:
@@ -66,7 +62,7 @@ def descend(W: Tensor, H: Tensor, q: Tensor, grid: Grid) -> UInt8[Tensor, "out i
     scales, zeros = grid.scales.t().contiguous(), grid.zeros.t().contiguous()
     codes = q.t()[order].float().contiguous()
     descend_block_ = _on_gpu_ if W.is_cuda else descend_block_plainly_
-    for at in _blocks(len(H), BLOCK):
+    for at in blocks(len(H), BLOCK):
         changes = descend_block_(slope[at], codes[at], H[at, at], scales, zeros, group[at], grid.top)
         slope[at.stop :].addmm_(H[at.stop :, at], changes)
     return codes[order.argsort()].t().contiguous().to(torch.uint8)

@@ -67,3 +67,9 @@ def producer_divisor(site: Site, s: Float[Tensor, " in_features"], config: Model
     if site.producer != "self_attn.v_proj":
         return s
     return s.unflatten(0, (config.num_kv_heads, -1, config.head_dim))[:, 0].flatten()
+
+
+def divide_(producer: nn.Module, divisor: Float[Tensor, " produced"]) -> None:
+    """Divides each output of a norm or linear, its bias with it."""
+    for parameter in producer.parameters():
+        parameter.data.div_(divisor if parameter.dim() == 1 else divisor[:, None])

@@ -1,14 +1,13 @@
 """`speed`: tokens a second and peak memory on this machine; what was timed elsewhere is never in the same column."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
+from pipelines.commands.child import found_by
 from pipelines.commands.output import AsJson, console, print_json
 from pipelines.params import ParamsError, load
 from pipelines.speed import ENGINES, read_speed, speed_file
@@ -49,12 +48,7 @@ def speed(
 
 def _timed(program: str, folder: Path, batches: list[int]) -> dict[str, Any]:
     """Each model in a process of its own, or the peak would be the largest one's."""
-    command = [sys.executable, "-m", program, str(folder), *map(str, batches)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise ParamsError(f"{folder}: was not timed: {last.removeprefix('turbopress: ')}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = found_by(program, folder, *batches, refusal=f"{folder}: was not timed")
     return found
 
 

@@ -1,14 +1,12 @@
 """`tasks`: what a variant answers in multiple choice and the like, by lm-eval and from local files."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
+from pipelines.commands.child import found_by
 from pipelines.commands.output import AsJson, console, print_json
 from pipelines.params import ParamsError
 from pipelines.stage import repository_root
@@ -40,10 +38,5 @@ def tasks(
 def _measured(model: Path, folder: Path, names: list[str], limit: int) -> dict[str, dict[str, float]]:
     if not (model / "config.json").is_file():
         raise ParamsError(f"{model.name}: no model in {model}; run `dvc repro` or name another variant")
-    command = [sys.executable, "-m", "pipelines.tasks", str(model), str(folder), *names, str(limit)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise ParamsError(f"{model.name}: {last.removeprefix('turbopress: ')}")
-    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    said: dict[str, Any] = found_by("pipelines.tasks", model, folder, *names, limit, refusal=model.name)
     return said

@@ -13,7 +13,7 @@ from pathlib import Path
 from registry.errors import RegistryError
 from registry.hashing import sha256_file
 from registry.locks import held
-from registry.manifest import File
+from registry.manifest import File, fsync
 from registry.ship.place import RELEASES, Advance, Pointer
 from registry.ship.release import RECORD
 
@@ -77,7 +77,7 @@ class FolderPlace:
             if not self._arrived(source, target, file, advance):
                 target.unlink()
                 raise RegistryError(f"{target}: {_blame(source, file)}")
-        _fsync(target)
+        fsync(target)
 
     def _arrived(self, source: Path, target: Path, file: File, advance: Advance) -> bool:
         """Whether the target holds the file after what was missing of it was copied.
@@ -99,9 +99,9 @@ class FolderPlace:
         incoming, final = self.root / self.incoming(digest), self.root / RELEASES / digest
         (incoming / RECORD).write_bytes(record)
         for place in [*(p for p in incoming.rglob("*") if p.is_dir()), incoming / RECORD, incoming]:
-            _fsync(place)
+            fsync(place)
         os.rename(incoming, final)
-        _fsync(final.parent)
+        fsync(final.parent)
 
     def pointer(self) -> Pointer:
         link = self.root / CURRENT
@@ -118,7 +118,7 @@ class FolderPlace:
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(f"{RELEASES}/{pointer.digest}")
         os.replace(fresh, link)
-        _fsync(self.root)
+        fsync(self.root)
         said = self.root / f".{HISTORY}.incoming-{os.getpid()}"
         said.write_text(history_json(pointer), "utf8")
         os.replace(said, self.root / HISTORY)
@@ -170,11 +170,3 @@ def _blame(source: Path, file: File) -> str:
     if sha256_file(source) == file.sha256:
         return "arrived altered twice; look at the disk there"
     return f"{source} was altered since it was sealed; make the artifact again (dvc repro)"
-
-
-def _fsync(place: Path) -> None:
-    descriptor = os.open(place, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
