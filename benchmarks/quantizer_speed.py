@@ -107,10 +107,11 @@ def profiled():
 
         setattr(owner, name, wrapper)
 
-    parts = ("search_scale", "factorize", "aimed", "search_clip", "gptq", "refine", "_plain_error", "output_error")
+    parts = ("search_scale", "factorize", "aimed", "search_clip", "gptq", "refine", "output_error")
     for name in parts:
         timed(layer, name)
     timed(layer.LayerQuantizer, "_measure")
+    timed(layer.LayerQuantizer, "_plain_error")
     timed(stream.Stream, "move_")
     timed(refine, "fit_scales")
     timed(refine, "descend")

@@ -92,8 +92,11 @@ def test_gram_is_the_same_in_one_batch_or_many():
     whole.add(x, x_float, drift)
     for part in zip(x.split(100), x_float.split(100), drift.split(100), strict=True):
         parts.add(*part)
+    once, added = whole.means(), parts.means()
+    assert torch.allclose(once.H, x.t() @ x / len(x), rtol=1e-4, atol=1e-3)
+    assert torch.equal(once.H, once.H.t())
     for name in ("H", "magnitude", "D", "R"):
-        assert torch.allclose(getattr(whole.means(), name), getattr(parts.means(), name), rtol=1e-4, atol=1e-3)
+        assert torch.allclose(getattr(once, name), getattr(added, name), rtol=1e-4, atol=1e-3)
 
 
 def test_scaled_statistics_are_those_of_the_scaled_input():

@@ -63,7 +63,7 @@ class LayerQuantizer:
         for number, site in enumerate(SITES):
             statistics = self._measure(layer, original, number, f"{place}.{site.key}")
             W = joined_weight(original, site)
-            plain = _plain_error(W, statistics.H, self.recipe)
+            plain = self._plain_error(W, statistics.H)
             if self.recipe.scale is not None:
                 tie = tie_for(site, self.config)
                 s = search_scale(W, statistics, self.recipe, self.recipe.scale.points, tie, self.workers)
@@ -110,6 +110,13 @@ class LayerQuantizer:
         if self.counted is None:
             return [lambda values: values] * len(slices)
         return [partial(_counting, self.counted[at]) for at in slices]
+
+    def _plain_error(self, W: Tensor, H: Tensor) -> Float[Tensor, "2 out"]:
+        """Each output's squared error under plain rounding, above its mean square."""
+        mine = self.workers.share(W)
+        plain = nearest(mine, fit_grid(mine, self.recipe.bits, self.recipe.group_size))
+        error = torch.stack([output_error(plain - mine, H), output_error(mine, H)], 1)
+        return self.workers.gather(error, len(W)).t()
 
     def _round(self, W: Tensor, statistics: Statistics, place: str) -> tuple[Tensor, Grid, Tensor, Tensor]:
         """Codes, grid, error (2, out) and lean, which is empty where nothing is learned, of a joined weight.
@@ -190,12 +197,6 @@ def _damped(H: Tensor, damping: float) -> Iterator[None]:
         yield
     finally:
         H.diagonal().copy_(diagonal)
-
-
-def _plain_error(W: Tensor, H: Tensor, recipe: AwqRecipe) -> Float[Tensor, "2 out"]:
-    """Each output's squared error under plain rounding, above its mean square."""
-    plain = nearest(W, fit_grid(W, recipe.bits, recipe.group_size))
-    return torch.stack([output_error(plain - W, H), output_error(W, H)])
 
 
 def _share(error_and_power: Float[Tensor, "2 out"]) -> float:

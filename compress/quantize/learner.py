@@ -1,12 +1,13 @@
 """Learned rounding inside the walk: what the layer got, what it should give, and how a trained layer comes back."""
 
+import math
 from dataclasses import replace
+from itertools import repeat
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from compress.checkpoint.hidden import HiddenStates
 from compress.quantize.layer import QuantizedLinear
 from compress.quantize.learned import Latent, learn
 from compress.quantize.precision import repeatable
@@ -15,7 +16,7 @@ from compress.quantize.resources import Resources
 from compress.quantize.stepper import Lesson
 from compress.quantize.stream import WHOLE_LAYER, Stream, compute
 
-ON_DEVICE_BYTES = 2**31  # training windows that take less stay on the device
+NEAR_BYTES = 2**31  # of a GPU's memory in which a layer's inputs may stay, and as much its outputs
 
 
 class Learner:
@@ -32,25 +33,25 @@ class Learner:
     ) -> None:
         self.share = recipe.feedback.share if recipe.feedback else 0.0
         self.rounding, self.resources, self.rounded, self.floats = rounding, resources, rounded, floats
-        shape = tuple(rounded.hidden.values.shape)
-        self._start, self._wanted = resources.room(shape), resources.room(shape)
+        shape = rounded.hidden.shape
+        fits = math.prod(shape) * resources.dtype.itemsize <= NEAR_BYTES
+        self._start, self._wanted = (resources.room(shape, NEAR_BYTES if fits else 0) for _ in range(2))
         self._counts = torch.ones(*shape[:2], 1) if counted is None else counted[..., None].float()
 
     def remember_(self) -> None:
         """Keeps the windows as the layer gets them."""
-        self.rounded.hidden.settle()
-        self._start.values.copy_(self.rounded.hidden.values)
+        self._start.copy_(self.rounded.hidden)
 
     def return_(self) -> None:
         """Puts the windows back to where the layer begins."""
-        self.rounded.hidden.values.copy_(self._start.values)
+        self.rounded.hidden.copy_(self._start)
 
     def learn(
         self, layer: nn.Module, original: nn.Module, linears: dict[str, QuantizedLinear], seed: int
     ) -> tuple[dict[str, QuantizedLinear], float, float]:
         """The linears trained, and the layer's relative output error before and after."""
         self._want(original)
-        lesson = Lesson(self._near(self._start), self._near(self._wanted), self._counts)
+        lesson = Lesson(self._start.all(), self._wanted.all(), self._counts)
         latents = {
             name: Latent.start(linear.q, _required(linear.lean), linear.grid) for name, linear in linears.items()
         }
@@ -66,20 +67,12 @@ class Learner:
     @torch.no_grad()
     def _want(self, original: nn.Module) -> None:
         """The float layer's output on the rounded model's inputs, moved by a share towards the float model's own."""
-        floats = None
-        if self.floats is not None:
-            self.floats.hidden.settle()
-            floats = self.floats.hidden.values
-        for at, h in self._start.batches():
+        floats = repeat(None) if self.floats is None else (h for _, h in self.floats.hidden.batches())
+        for (at, h), h_float in zip(self._start.batches(), floats, strict=False):
             y = compute(original, h, self.rounded.runner.rope(h), *WHOLE_LAYER)
-            if floats is not None:
-                y = torch.lerp(y.float(), floats[at].to(y.device).float(), self.share).to(y.dtype)
+            if h_float is not None:
+                y = torch.lerp(y.float(), h_float.float(), self.share).to(y.dtype)
             self._wanted.put_(at, y)
-        self._wanted.settle()
-
-    def _near(self, windows: HiddenStates) -> Tensor:
-        small = windows.values.nbytes < ON_DEVICE_BYTES
-        return windows.values.to(self.resources.device) if small else windows.values
 
 
 def _required(lean: Tensor | None) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from compress.checkpoint.hidden import HiddenStates, unlinked_file
+from compress.checkpoint.hidden import Hidden, HiddenStates, Shape, unlinked_file
 from compress.quantize.precision import float32_products
 from compress.quantize.recipe import AwqRecipe, Learned
 from compress.quantize.workers import ALONE, Workers
@@ -35,6 +35,7 @@ class Resources:
     batch: int = 8  # windows on the device at a time
     prefetch: bool = True  # read the next layer's weights while one is at work
     disk: Path | None = None  # a folder: the windows wait in a file there instead of in memory
+    near_bytes: int = 2**31  # of a GPU's memory in which windows may stay
     workers: Workers = ALONE
 
     @property
@@ -46,11 +47,17 @@ class Resources:
         """Of weights and activations: on a GPU what the artifact is served in."""
         return torch.float16 if self.on_gpu else torch.float32
 
-    def room(self, shape: tuple[int, ...]) -> HiddenStates:
-        """Windows to be filled: memory that a GPU reads without a copy between, or an unlinked file."""
-        if self.disk is not None:
-            return HiddenStates(unlinked_file(shape, self.dtype, self.disk), self.device, self.batch)
-        return HiddenStates(torch.empty(shape, dtype=self.dtype, pin_memory=self.on_gpu), self.device, self.batch)
+    def room(self, shape: Shape, near_bytes: int = 0) -> HiddenStates:
+        """Windows to be filled: on a GPU as many as `near_bytes` hold, others on the host or in an unlinked file."""
+        windows, length, hidden = shape
+        fitting = near_bytes // (self.batch * length * hidden * self.dtype.itemsize) if self.on_gpu else 0
+        return HiddenStates(self._host, shape, self.device, self.batch, min(fitting, -(-windows // self.batch)))
+
+    def _host(self, shape: Shape) -> Hidden:
+        """Memory that a GPU reads without a copy between, or a file."""
+        if self.disk is not None and shape[0]:
+            return unlinked_file(shape, self.dtype, self.disk)
+        return torch.empty(shape, dtype=self.dtype, pin_memory=self.on_gpu and shape[0] > 0)
 
     @contextmanager
     def products(self) -> Iterator[None]:

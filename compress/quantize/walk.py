@@ -208,7 +208,10 @@ class _Walk:
             self.journal.finish(n, [asdict(error) for error in errors])
 
     def _embedded(self, tokens: Tensor) -> Stream:
-        hidden = self.resources.room((*tokens.shape, self.runner.hidden_size))
+        windows, length = tokens.shape
+        streams = 1 + (self.recipe.feedback is not None)
+        near_bytes = self.resources.near_bytes // streams
+        hidden = self.resources.room((windows, length, self.runner.hidden_size), near_bytes)
         self.runner.embed_(hidden, tokens)
         return Stream(self.runner, hidden)
 
