@@ -17,7 +17,10 @@ from compress.quantize.recipe import AwqRecipe
 from compress.quantize.statistics import Statistics, output_error
 from compress.quantize.workers import ALONE, Workers
 
-ROWS = 2048  # of a weight, evenly spread, on which candidates are compared: their errors are sums over rows
+# Of a weight, evenly spread, rows on which candidates are compared: their errors are sums over rows. All are compared
+# on a few rows, and the best of them once more on many.
+FEW_ROWS, MANY_ROWS = 256, 2048
+FINALISTS = 4
 ENTRIES_AT_ONCE = 2**27  # weights under trial at the same time
 SMALLEST = 1e-4  # padded channels have activations of exactly zero; their scale must stay a number
 Tie = Callable[[Tensor], Tensor]
@@ -38,9 +41,12 @@ def search_scale(
     m, w = statistics.magnitude, _relative_magnitude(W, recipe.group_size)
     exponents = [step / points for step in range(points)]
     candidates = torch.stack([torch.ones_like(m), *(_candidate(m, w, a, tie) for a in exponents)])
-    sample = W[:: max(1, len(W) // ROWS)]
-    errors = workers.sum_(_rounding_errors(workers.share(sample), statistics.H, candidates, recipe))
-    return candidates[int(errors.argmin())]
+    few, many = (workers.share(W[:: -(-len(W) // rows)]) for rows in (FEW_ROWS, MANY_ROWS))
+    errors = workers.sum_(_rounding_errors(few, statistics.H, candidates, recipe))
+    errors[0] = -torch.inf  # no scale is a finalist in any case
+    finalists = candidates[errors.argsort(stable=True)[: 1 + FINALISTS]]
+    errors = workers.sum_(_rounding_errors(many, statistics.H, finalists, recipe))
+    return finalists[int(errors.argmin())]
 
 
 def _relative_magnitude(W: Float[Tensor, "out in_features"], group_size: int) -> Float[Tensor, " in_features"]:
