@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 FAMILIES = ("prune", "distill", "quantize")
 ROLES = ("from", "teacher")
+REPAIRED = ("distill", "from")  # the one place where a quantized model is a parent
 BASE = "base"
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 # Aliases of MLflow's own, the base, and reports/summary.json.
@@ -56,8 +57,19 @@ def _edges(found: Families) -> Iterator[str]:
         for role, parent in parents.items():
             if parent not in models:
                 yield f"{family}.{key}.{role}: no model is named {parent}; there are {', '.join(models)}"
-            elif models[parent] == "quantize":
+            elif (family, role) != REPAIRED and is_quantized(found, parent):
                 yield f"{family}.{key}.{role}: {parent} is quantized already; start from a 16-bit model"
+
+
+def is_quantized(found: Families, key: str) -> bool:
+    """Whether a model comes from `quantize`, or was made from one that does by distillation, which keeps its format."""
+    seen: set[str] = set()
+    while key not in seen:
+        if key in found["quantize"]:
+            return True
+        seen.add(key)
+        key = found["distill"].get(key, {}).get("from", key)
+    return False
 
 
 def _circles(found: Families) -> Iterator[str]:
