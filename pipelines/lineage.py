@@ -57,19 +57,17 @@ def _edges(found: Families) -> Iterator[str]:
         for role, parent in parents.items():
             if parent not in models:
                 yield f"{family}.{key}.{role}: no model is named {parent}; there are {', '.join(models)}"
-            elif (family, role) != REPAIRED and is_quantized(found, parent):
+            elif (family, role) != REPAIRED and _is_quantized(found, models, parent):
                 yield f"{family}.{key}.{role}: {parent} is quantized already; start from a 16-bit model"
 
 
-def is_quantized(found: Families, key: str) -> bool:
+def _is_quantized(found: Families, models: Parents, key: str) -> bool:
     """Whether a model comes from `quantize`, or was made from one that does by distillation, which keeps its format."""
     seen: set[str] = set()
-    while key not in seen:
-        if key in found["quantize"]:
-            return True
+    while models.get(key) == "distill" and key not in seen:
         seen.add(key)
-        key = found["distill"].get(key, {}).get("from", key)
-    return False
+        key = found["distill"][key].get("from", key)
+    return models.get(key) == "quantize"
 
 
 def _circles(found: Families) -> Iterator[str]:
