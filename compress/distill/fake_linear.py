@@ -15,53 +15,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.utils import parametrize
 
+from compress.distill.moving import moving_
 from compress.distill.repair import Codes, Repair
 from compress.quantize.grid import Grid
 
-FURTHEST = 2.0  # a scale or a norm's weight moves by this factor at most
 EDGE = 0.499  # of a step: a latent further beyond the last code is not pushed on
-
-
-class _Rounded(torch.autograd.Function):
-    """A number as it is stored; the gradient is that of the number."""
-
-    @staticmethod
-    def forward(ctx: Any, exact: Tensor, stored: Tensor) -> Tensor:
-        return stored.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
-
-
-class Relative(nn.Module):
-    """Makes a parameter of how far numbers are from where they began, as a share of that; they stay stored numbers."""
-
-    start: Tensor
-
-    def __init__(self, start: Tensor, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.register_buffer("start", start.detach().clone())
-        self.dtype = dtype
-
-    def forward(self, moved: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """The numbers, float32 values of the stored type."""
-        exact = self.start * (1 + moved)
-        factor = (1 + moved.detach()).clamp(1 / FURTHEST, FURTHEST)
-        stored: Tensor = _Rounded.apply(exact, (self.start * factor).to(self.dtype).float())  # type: ignore[no-untyped-call]
-        return stored
-
-    def right_inverse(self, numbers: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """What is trained, where it begins."""
-        return torch.zeros_like(numbers)
-
-
-def relative_(module: nn.Module, name: str, dtype: torch.dtype) -> None:
-    """Makes a module's parameter trainable by factors; reading it gives what `dtype` stores."""
-    parameter = module.get_parameter(name).requires_grad_()
-    parametrize.register_parametrization(module, name, Relative(parameter, dtype))
 
 
 class _Product(torch.autograd.Function):
@@ -110,7 +69,7 @@ class FakeLinear(nn.Module):
         self.register_buffer("zeros", grid.zeros)
         self.register_buffer("bias", None if bias is None else bias.float())
         self.scales = nn.Parameter(grid.scales)
-        relative_(self, "scales", dtype)
+        moving_(self, "scales", dtype)
         self.gain = train.rate if isinstance(train, Codes) else 0.0
         self.latents = nn.Parameter(torch.zeros(q.shape)) if isinstance(train, Codes) else None
 

@@ -12,7 +12,8 @@ from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.load import load_into_
 from compress.checkpoint.model import build_model
 from compress.checkpoint.write import ModelWriter
-from compress.distill.fake_linear import FakeLinear, relative_
+from compress.distill.fake_linear import FakeLinear
+from compress.distill.moving import moving_, share_
 from compress.distill.repair import Repair
 from compress.errors import CompressError
 from compress.quantize.formats.int4 import Int4Format, format_named
@@ -20,6 +21,7 @@ from compress.quantize.formats.stored import format_of
 from compress.quantize.schemes import Int4FormatName
 
 Parts = Mapping[str, Tensor]
+ENDS = ("model.embed_tokens", "lm_head")
 
 
 def load_quantized(folder: Path, train: Repair, device: str = "cpu") -> PreTrainedModel:
@@ -27,6 +29,7 @@ def load_quantized(folder: Path, train: Repair, device: str = "cpu") -> PreTrain
     checkpoint = Checkpoint(folder)
     stored_as, model = _format(checkpoint), build_model(checkpoint.config)
     norms: dict[str, torch.dtype] = {}
+    ends: dict[str, torch.dtype] = {}
     for names in _pieces(checkpoint):
         floats: dict[str, Tensor] = {}
         for module, parts in _by_module(checkpoint.tensors(names)).items():
@@ -36,12 +39,16 @@ def load_quantized(folder: Path, train: Repair, device: str = "cpu") -> PreTrain
                 floats |= {f"{module}.{part}": tensor for part, tensor in parts.items()}
             if _is_norm(parts):
                 norms[module] = parts["weight"].dtype
+            if module in ENDS:
+                ends[module] = parts["weight"].dtype
         load_into_(model, floats, torch.float32, device)
     model.tie_weights()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("parametrizations." in name or name.endswith(".latents"))
     for module, dtype in norms.items():
-        relative_(model.get_submodule(module), "weight", dtype)
+        moving_(model.get_submodule(module), "weight", dtype)
+    if train.embeddings is not None:
+        _free_ends_(model, ends, train.embeddings)
     return model.to(device)
 
 
@@ -53,6 +60,14 @@ def write_quantized(model: PreTrainedModel, folder: Path, out: Path) -> None:
         writer.layer(n, _trained(model, checkpoint.tensors(checkpoint.layer_names(n)), stored_as))
     writer.outer(_trained(model, checkpoint.tensors(checkpoint.outer_names()), stored_as))
     writer.close(checkpoint.quantization)
+
+
+def _free_ends_(model: PreTrainedModel, ends: Mapping[str, torch.dtype], rate: float) -> None:
+    """Makes embeddings and head trainable; a head that is the embeddings stays that."""
+    for module, dtype in ends.items():
+        moving_(model.get_submodule(module), "weight", dtype, rate)
+    if "lm_head" not in ends:
+        share_(model.get_submodule(ENDS[0]), model.get_submodule(ENDS[1]), "weight")
 
 
 def _format(checkpoint: Checkpoint) -> Int4Format:
@@ -99,7 +114,7 @@ def _trained(model: PreTrainedModel, tensors: Parts, stored_as: Int4Format) -> d
         now: Parts = {}
         if isinstance(trained, FakeLinear):
             now = stored_as.pack_linear(trained.codes(), trained.grid())
-        elif _is_norm(parts):
+        elif module in ENDS or _is_norm(parts):
             now = {"weight": trained.weight}
         made |= {f"{module}.{part}": now.get(part, was).detach().cpu().to(was.dtype) for part, was in parts.items()}
     return made
