@@ -2,12 +2,13 @@
 
     python benchmarks/qad.py --model SMOLLM2 --windows windows.safetensors --training training.safetensors \\
         scales:steps=400,batch=8,learning_rate=0.001,text=sotu \\
-        codes:steps=400,batch=8,learning_rate=0.001,rate=20,text=sotu+wikitext2+sanguo+code
+        codes:steps=2000,batch=8,learning_rate=0.0005,rate=10,embeddings=1,text=sotu+wikitext2*4+sanguo+code*4
 
-A recipe is what moves (`scales`, `codes`) and settings of `DistillRecipe`; `rate` is that of codes, `text` names the
-sets trained on: of training.safetensors (qad_windows.py), or `calibration` of windows.safetensors (quality_windows.py).
-All start from the same artifact, made with `awq-light` in groups of 64, and are measured from the folder that they were
-written to, on the held-out windows. Intervals are of a bootstrap over windows, before and after by the same draws.
+A recipe is what moves (`scales`, `codes`) and settings of `DistillRecipe`; `rate` is that of codes, `embeddings` that
+of embeddings and head, which stay without it; `text` names the sets trained on, `code*4` taken four times: of
+training.safetensors (qad_windows.py), or `calibration` of windows.safetensors (quality_windows.py). All start from the
+same artifact, made with `awq-light` in groups of 64, and are measured on the held-out windows from the folder that they
+were written to. Intervals are of a bootstrap over windows, before and after by the same draws.
 Prints its rows and writes benchmarks/results/qad.json, a row a recipe and domain; `all` is every held-out window.
 """
 
@@ -41,15 +42,18 @@ def parsed(said):
     """A recipe, and the names of the sets that it is trained on, out of `codes:steps=400,…,text=a+b`."""
     method, _, settings = said.partition(":")
     values = DEFAULTS | dict(setting.split("=", 1) for setting in settings.split(",") if setting)
-    text, rate = values.pop("text", "calibration"), values.pop("rate", None)
-    train = {"method": method} | ({"rate": rate} if rate else {})
+    text = values.pop("text", "calibration")
+    moving = {key: float(values.pop(key)) for key in ("rate", "embeddings") if key in values}
     numbers = {key: value if key == "precision" else json.loads(str(value)) for key, value in values.items()}
-    return DistillRecipe.model_validate_json(json.dumps(numbers | {"train": train}), strict=False), text.split("+")
+    return DistillRecipe.model_validate_json(json.dumps(numbers | {"train": {"method": method} | moving})), text.split(
+        "+"
+    )
 
 
 def joined(sets, names, held_out):
-    """The windows of some sets, one behind the other."""
-    for name in names:
+    """The windows of some sets, one behind the other, those of `name*3` three times."""
+    parts = []
+    for name, _, times in (said.partition("*") for said in names):
         if name not in sets:
             raise SystemExit(f"text: {name}: no such set; there are {', '.join(sets)}")
         shared = {row.tobytes() for row in sets[name].numpy()} & held_out
@@ -57,7 +61,8 @@ def joined(sets, names, held_out):
             raise SystemExit(
                 f"text: {name}: {len(shared)} of its windows are held out; make training.safetensors again"
             )
-    return torch.cat([sets[name] for name in names])
+        parts += [sets[name]] * int(times or 1)
+    return torch.cat(parts)
 
 
 def repaired(model, start, recipe, tokens, out):

@@ -27,7 +27,7 @@ def test_a_row_a_recipe_and_domain_with_its_interval(tmp_path):
     write_windows(tmp_path / "training.safetensors", **dict.fromkeys("vwxyz", 2), prose=6)
     recipes = [
         "scales:steps=2,learning_rate=0.001,batch=2",
-        "codes:steps=2,learning_rate=0.001,rate=9,batch=2,text=prose+v",
+        "codes:steps=2,learning_rate=0.001,rate=9,batch=2,text=prose+v*2",
     ]
     program = [sys.executable, "benchmarks/qad.py", *recipes, "--model", tmp_path / "model", "--out", tmp_path / "rows"]
     program += ["--windows", tmp_path / "held-out.safetensors", "--training", tmp_path / "training.safetensors"]

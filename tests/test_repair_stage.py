@@ -101,6 +101,12 @@ def test_it_cannot_be_made_again_by_quantization(repository):
         rederive(repository / "models" / "repaired", 1, [], repository / "data")
 
 
+def test_explain_names_the_model_whose_rounding_it_can_look_at(repository, turbopress):
+    status, _, err = turbopress("explain", "repaired")
+    assert status == 1
+    assert "repaired: was trained after it was rounded, and explain looks at rounding; explain awq-w4" in err
+
+
 def test_a_folder_of_another_format_than_params_say_is_refused(repository, tmp_path):
     models = repository / "models"
     with pytest.raises(CompressError, match=r"is in 16 bits, and only 4 bits in awq or compressed-tensors"):
