@@ -53,6 +53,9 @@ def run(folder: Path, parent: Path | None, text: str, count: int, layers: str, *
 
 def _parent(root: Path, key: str) -> Path:
     params = load(root)
+    if key in params.distill:
+        source = params.distill[key].from_
+        raise ParamsError(f"{key}: was trained after it was rounded, and explain looks at rounding; explain {source}")
     if key not in params.quantize:
         raise ParamsError(f"{key}: no variant under quantize; name the model that it was quantized from with --parent")
     return root / "models" / params.quantize[key].from_

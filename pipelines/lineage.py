@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 FAMILIES = ("prune", "distill", "quantize")
 ROLES = ("from", "teacher")
+REPAIRED = ("distill", "from")  # the one place where a quantized model is a parent
 BASE = "base"
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 # Aliases of MLflow's own, the base, and reports/summary.json.
@@ -56,8 +57,17 @@ def _edges(found: Families) -> Iterator[str]:
         for role, parent in parents.items():
             if parent not in models:
                 yield f"{family}.{key}.{role}: no model is named {parent}; there are {', '.join(models)}"
-            elif models[parent] == "quantize":
+            elif (family, role) != REPAIRED and _is_quantized(found, models, parent):
                 yield f"{family}.{key}.{role}: {parent} is quantized already; start from a 16-bit model"
+
+
+def _is_quantized(found: Families, models: Parents, key: str) -> bool:
+    """Whether a model comes from `quantize`, or was made from one that does by distillation, which keeps its format."""
+    seen: set[str] = set()
+    while models.get(key) == "distill" and key not in seen:
+        seen.add(key)
+        key = found["distill"][key].get("from", key)
+    return models.get(key) == "quantize"
 
 
 def _circles(found: Families) -> Iterator[str]:

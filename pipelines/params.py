@@ -13,7 +13,7 @@ from compress.corpus import CorpusRecipe
 from compress.distill.recipe import DistillRecipe
 from compress.prune.recipe import DepthRecipe
 from compress.strict import Strict
-from pipelines import lineage
+from pipelines import lineage, repairs
 from pipelines.limits import Gate
 from pipelines.lineage import BASE
 from pipelines.variants import QuantizeVariant, Served
@@ -132,6 +132,8 @@ def load(root: Path) -> Params:
         params = Params.model_validate(raw)
     except ValidationError as error:
         found = [_explain(problem, raw) for problem in error.errors()] + found
+    if not found:
+        found = list(repairs.problems(params.distill, params.quantize))
     if found:
         raise ParamsError("\n".join(f"{FILE}: {problem}" for problem in found))
     return params

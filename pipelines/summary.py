@@ -21,7 +21,7 @@ COLUMNS = {
     "kl_nats": "KL, nats",
     "top1_agreement": "top-1 as base",
 }
-COLORS = {"base": "#444444", "pruned": "#d08a2e", "distilled": "#3a7d44", "quantized": "#2f6db5"}
+COLORS = {"base": "#444444", "pruned": "#d08a2e", "distilled": "#3a7d44", "quantized": "#2f6db5", "repaired": "#7b4fa3"}
 
 
 def read_rows(params: Params, reports: Path) -> list[Row]:

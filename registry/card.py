@@ -10,13 +10,14 @@ import yaml
 from pydantic import JsonValue
 
 from registry.flatten import flatten
-from registry.manifest import Kind
+from registry.manifest import IN_FEW_BITS, Kind
 
 OPENING = {
     "base": "the unchanged base model, in the form the other variants are compared with",
     "pruned": "a pruned model: parts of the base were removed",
     "distilled": "a distilled model: a smaller model trained to answer like its teacher",
     "quantized": "a quantized model: its weights are stored in fewer bits",
+    "repaired": "a quantized model, trained further in its format to answer like its teacher",
 }
 
 PYTORCH_ONLY = ("smooth_quant",)  # formats that LMDeploy's other engine does not read
@@ -58,7 +59,7 @@ def _front_matter(kind: Kind, base_model: str | None, license_name: str | None, 
     if base_model is not None:
         front["base_model"] = base_model
         # The relations that hubs know have no word for pruned or distilled.
-        front["base_model_relation"] = "quantized" if kind == "quantized" else "finetune"
+        front["base_model_relation"] = "quantized" if kind in IN_FEW_BITS else "finetune"
     if license_name is not None:
         front["license"] = license_name
     front["tags"] = [*tags]

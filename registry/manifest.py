@@ -35,7 +35,8 @@ UNSEALED = {
 FORMAT: Final = "turbopress-artifact/1"
 REMAKE = "make the artifact again (dvc repro) or fetch it again (dvc checkout)"
 
-Kind = Literal["base", "pruned", "distilled", "quantized"]
+Kind = Literal["base", "pruned", "distilled", "quantized", "repaired"]
+IN_FEW_BITS: tuple[Kind, ...] = ("quantized", "repaired")
 
 
 class File(BaseModel):

@@ -21,7 +21,7 @@ import requests
 
 from registry.errors import RegistryError
 from registry.hashing import sha256_file
-from registry.manifest import MANIFEST, Manifest, verify
+from registry.manifest import IN_FEW_BITS, MANIFEST, Manifest, verify
 from registry.oci_login import Login
 
 IMAGE = "application/vnd.oci.image.manifest.v1+json"
@@ -78,7 +78,7 @@ def _layer(folder: Path, name: str, manifest: Manifest) -> dict[str, Any]:
 def _config(name: str, manifest: Manifest, layers: list[dict[str, Any]]) -> bytes:
     said: dict[str, Any] = {
         "descriptor": {"name": name.rsplit("/", 1)[-1], "family": "internlm2", "revision": manifest.digest},
-        "config": {"format": "safetensors", **({"quantization": "awq-int4"} if manifest.kind == "quantized" else {})},
+        "config": {"format": "safetensors", **({"quantization": "awq-int4"} if manifest.kind in IN_FEW_BITS else {})},
         "modelfs": {"type": "layers", "diffIds": [layer["digest"] for layer in layers]},
     }
     return json.dumps(said, sort_keys=True).encode()

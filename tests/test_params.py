@@ -126,6 +126,28 @@ def test_merged_keys_are_no_repeated_keys(tmp_path):
     assert (data.evaluation.source, data.evaluation.seed) == (data.calibration.source, 4)
 
 
+def test_a_four_bit_student_says_what_moves_and_may_be_trained_again(tmp_path):
+    raw = yaml.safe_load(GOOD)
+    raw["distill"] |= {
+        "repaired": distilled(train="scales", **{"from": "student-awq-w4"}),
+        "again": distilled(train={"method": "codes", "rate": 2}, **{"from": "repaired"}),
+    }
+    params = read(tmp_path, yaml.safe_dump(raw))
+    assert params.parents("repaired") == {"from": "student-awq-w4", "teacher": "base"}
+    assert params.distill["student"].train is None
+    assert [params.distill[key].train.method for key in ("repaired", "again")] == ["scales", "codes"]
+
+
+def test_a_student_of_eight_bits_is_refused(refused):
+    def change(raw):
+        raw["quantize"]["w8"] = {"from": "base", "method": "fp8"}
+        raw["distill"]["x"] = distilled(train="scales", **{"from": "w8"})
+
+    assert refused(change) == [
+        "params.yaml: distill.x.from: w8 is in 8 bits, and only 4 bits are repaired; use another method"
+    ]
+
+
 # --- what is not
 
 
@@ -203,6 +225,25 @@ def test_every_problem_is_told_at_once(refused):
         ("distill", {"x": distilled(precision="fp8")}, "distill.x.precision: input should be 'float32' or 'bf16'"),
         ("quantize", {"x": {"from": "awq-w4"}}, "quantize.x.from: awq-w4 is quantized already; start"),
         ("distill", {"x": distilled(teacher="awq-w4")}, "distill.x.teacher: awq-w4 is quantized already"),
+        ("prune", {"x": pruned(**{"from": "awq-w4"})}, "prune.x.from: awq-w4 is quantized already; start"),
+        ("distill", {"x": distilled(**{"from": "awq-w4"})}, "distill.x.train: missing, and awq-w4 is in 4 bits; write"),
+        ("distill", {"x": distilled(train="scales")}, "distill.x.train: scales, but base is in 16 bits; quantize it"),
+        (
+            "distill",
+            {"x": distilled(train="codes", **{"from": "awq-w4"}), "y": distilled(teacher="x")},
+            "distill.y.teacher: x is quantized already; start from a 16-bit model",
+        ),
+        ("distill", {"x": distilled(train="zeros")}, "distill.x.train: input tag 'zeros' found using 'method'"),
+        (
+            "distill",
+            {"x": distilled(train={"method": "scales", "rate": 3})},
+            "distill.x.train.rate: unknown key; remove it or correct its spelling",
+        ),
+        (
+            "distill",
+            {"x": distilled(train={"method": "codes", "rate": 0})},
+            "distill.x.train.rate: input should be greater than 0, found 0",
+        ),
         (
             "quantize",
             {"x": {"from": "nobody"}},

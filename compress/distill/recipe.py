@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from compress.distill.repair import Repair
 from compress.strict import Strict
 
 
@@ -18,3 +19,4 @@ class DistillRecipe(Strict):
     clip_norm: float = Field(1.0, gt=0, description="greatest norm of the gradient")
     precision: Literal["float32", "bf16"] = Field("float32", description="of the matrix products")
     seed: int = 0
+    train: Repair | None = Field(None, description="what moves in a 4-bit student; null: all weights of a 16-bit one")

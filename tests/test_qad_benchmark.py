@@ -1,0 +1,41 @@
+"""The benchmark of repair runs from model and windows to rows, on a model so small that the figures mean nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+from tiny import CONFIG, windows, write_internlm2
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT / "benchmarks"))
+
+
+def write_windows(path, **counts):
+    from quality_windows import digest
+
+    sets = {name: windows(n, 16, seed=seed).numpy().astype(np.uint16) for seed, (name, n) in enumerate(counts.items())}
+    save_file(sets, path)
+    path.with_suffix(".json").write_text(json.dumps({name: {"sha256": digest(w)} for name, w in sets.items()}))
+
+
+def test_a_row_a_recipe_and_domain_with_its_interval(tmp_path):
+    write_internlm2(tmp_path / "model", CONFIG | {"num_hidden_layers": 1})
+    write_windows(tmp_path / "held-out.safetensors", calibration=4, a=3, b=4)
+    write_windows(tmp_path / "training.safetensors", **dict.fromkeys("vwxyz", 2), prose=6)
+    recipes = [
+        "scales:steps=2,learning_rate=0.001,batch=2",
+        "codes:steps=2,learning_rate=0.001,rate=9,batch=2,text=prose+v*2",
+    ]
+    program = [sys.executable, "benchmarks/qad.py", *recipes, "--model", tmp_path / "model", "--out", tmp_path / "rows"]
+    program += ["--windows", tmp_path / "held-out.safetensors", "--training", tmp_path / "training.safetensors"]
+    ran = subprocess.run([str(part) for part in program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    rows = json.loads((tmp_path / "rows").read_text())
+    assert [(row["recipe"], row["domain"]) for row in rows] == [(r, d) for r in recipes for d in ("a", "b", "all")]
+    assert all(row["closed_low"] <= row["closed"] <= row["closed_high"] for row in rows)
+    assert {row["tokens"] for row in rows} == {2 * 2 * 16}
+    a, b, both = (row["kl_after_nats"] for row in rows[:3])
+    assert np.isclose(both, (3 * a + 4 * b) / 7)
