@@ -14,6 +14,7 @@ from pipelines.check import in_order
 from pipelines.commands import ancestry, checking, pairing, promotion, shipping, speeds, tasks
 from pipelines.conformance import conformance
 from pipelines.folders import model_folder
+from pipelines.gguf import gguf
 from pipelines.memory import memory
 from pipelines.params import ParamsError, load
 from pipelines.serve import serve
@@ -141,7 +142,7 @@ def explain(
     run(folder, base, on, windows, layers, as_json=as_json)
 
 
-for command in (chat, conformance, memory, serve, web):
+for command in (chat, conformance, gguf, memory, serve, web):
     app.command()(command)
 app.add_typer(vision.app, name="vision")
 
