@@ -53,6 +53,6 @@ def require_gguf_file(path: Path) -> None:
         with path.open("rb") as file:
             magic = file.read(len(MAGIC))
     except OSError as error:
-        raise ServingError(f"{path}: {error.strerror}; write one: turbopress gguf MODEL {path}") from None
+        raise ServingError(f"{path}: {error.strerror}; write one: turbopress gguf MODEL --to {path}") from None
     if magic != MAGIC:
-        raise ServingError(f"{path}: is no GGUF file; write one: turbopress gguf MODEL {path}")
+        raise ServingError(f"{path}: is no GGUF file; write one: turbopress gguf MODEL --to {path}")

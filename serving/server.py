@@ -122,11 +122,12 @@ class Server:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._last.append(line.rstrip())
-            if self._echo is not None:
-                self._echo.write(line)
-                self._echo.flush()
+        with self._process.stdout as said:
+            for line in said:
+                self._last.append(line.rstrip())
+                if self._echo is not None:
+                    self._echo.write(line)
+                    self._echo.flush()
 
     def _obituary(self, when: str) -> str:
         self._reader.join(5)
