@@ -67,7 +67,7 @@ def _next(address: str, ids: list[int], vocabulary: int) -> torch.Tensor:
         found[token["id"]] = token["logprob"]
     if found.isnan().any():
         raise SystemExit(f"{address}: {int(found.isnan().sum())} tokens have no probability")
-    return found
+    return found.double().log_softmax(-1).float()  # said in float32, so the shares add up to 1 only about
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""llama.cpp itself on our GGUF files: it reads texts as we do, says what our weights say, and is served as LMDeploy is."""
+"""llama.cpp itself on our GGUF files: it reads as we do, says what our weights say, and is served."""
 
 import http.client
 import json
@@ -74,11 +74,15 @@ def demo_server(demo_file):
 # --- texts
 
 
+def without_nul(pieces):
+    """GGUF's strings cannot name NUL, so llama.cpp spells it as a byte."""
+    return [text.replace("\0", "") for text in texts(pieces, 60)]
+
+
 def test_it_reads_texts_as_we_do(demo, demo_server):
     tokenizer = Tokenizer.from_file(str(demo / "tokenizer.json"))
     pieces = [piece for piece in tokenizer.get_vocab() if not piece.startswith("<0x")]
-    for text in MARKUP + texts(sorted(pieces), 60):
-        text = text.replace("\0", "")
+    for text in MARKUP + without_nul(sorted(pieces)):
         assert ids_of(demo_server, text) == tokenizer.encode(text).ids, repr(text)
 
 
@@ -91,8 +95,7 @@ def test_it_reads_with_and_without_a_space_in_front(tmp_path, dummy_prefix):
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     export(tmp_path, tmp_path / "a.gguf", "a")
     with llama_cpp(tmp_path / "a.gguf") as address:
-        for text in texts([piece.piece for piece in proto.pieces[259:]], 60):
-            text = text.replace("\0", "")
+        for text in without_nul([piece.piece for piece in proto.pieces[259:]]):
             assert ids_of(address, text) == tokenizer.encode(text).ids, repr(text)
 
 
