@@ -11,7 +11,7 @@ from rich.console import Console
 from pipelines import vision
 from pipelines.chat import chat
 from pipelines.check import in_order
-from pipelines.commands import ancestry, checking, pairing, promotion, shipping, speeds, tasks
+from pipelines.commands import ancestry, checking, pairing, promotion, pulling, shipping, speeds, tasks
 from pipelines.conformance import conformance
 from pipelines.folders import model_folder
 from pipelines.gguf import gguf
@@ -31,7 +31,7 @@ app = typer.Typer(
 )
 for verb in (
     promotion.gate, promotion.promote, ancestry.history, ancestry.lineage,
-    shipping.export, shipping.rollback, shipping.releases, shipping.gc, shipping.push, speeds.speed,
+    shipping.export, shipping.rollback, shipping.releases, shipping.gc, shipping.push, pulling.pull, speeds.speed,
     checking.sign, tasks.tasks,
 ):  # fmt: skip
     app.command()(verb)
