@@ -66,8 +66,8 @@ def _fetch(fetch: Fetch) -> tuple[int, int]:
     _refuse_full(place, missing)
     fetch.watcher.begin(fetch.record.size_bytes)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        largest_first = sorted(files.items(), key=lambda item: -item[1].size_bytes)
-        for _ in pool.map(lambda item: _deliver(fetch, *item, take.get(item[0])), largest_first):
+        largest_first = sorted(files, key=lambda name: -files[name].size_bytes)
+        for _ in pool.map(lambda name: _deliver(fetch, name, files[name], take.get(name)), largest_first):
             pass
     refuse_incomplete(place, fetch.record, fetch.incoming)
     place.settle(fetch.record.digest, fetch.record.as_json())
