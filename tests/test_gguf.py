@@ -12,10 +12,13 @@ from tiny import CONFIG, write_internlm2
 from tiny_repository import make_repository
 
 from compress.checkpoint.checkpoint import Checkpoint
+from compress.checkpoint.config import ModelConfig
 from compress.checkpoint.load import unpacked
 from compress.checkpoint.tokenizer import write_tokenizer
 from compress.errors import CompressError
 from compress.gguf.blocks import pack_q4_0, pack_q4_1, rounding, unpack_q4_0, unpack_q4_1
+from compress.gguf.byte_level import pre_name
+from compress.gguf.facts import require_family
 from compress.gguf.read import read_weights
 from compress.gguf.vocabulary import scores
 from compress.gguf.write import export
@@ -204,6 +207,20 @@ def test_merges_that_no_score_says_are_refused(merges, vocabulary, reason):
         scores(model, set())
 
 
+def test_a_family_and_a_cutting_of_texts_that_llama_cpp_would_do_otherwise_are_refused(source, tmp_path):
+    qwen = ModelConfig("qwen2", Checkpoint(source).config.fields)
+    with pytest.raises(
+        CompressError, match=r"config\.json: qwen2 is not written to GGUF here, only llama; serve it by"
+    ):
+        require_family(qwen, "config.json")
+    digits = {"type": "Digits", "individual_digits": False}
+    cut = {"type": "Sequence", "pretokenizers": [digits, {"type": "ByteLevel", "add_prefix_space": False}]}
+    with pytest.raises(CompressError, match=r"pre_tokenizer \(Digits, ByteLevel\) is none of gpt-2, smollm, llama-bpe"):
+        pre_name({"pre_tokenizer": cut, "normalizer": None, "model": {}})
+    with pytest.raises(CompressError, match=r"ignore_merges is True, unlike llama\.cpp's gpt-2"):
+        pre_name({"pre_tokenizer": cut["pretokenizers"][1], "normalizer": None, "model": {"ignore_merges": True}})
+
+
 # --- the command
 
 
@@ -228,7 +245,7 @@ def test_what_is_refused_leaves_no_file(repository, tmp_path, turbopress, monkey
     assert (status, out) == (1, "")
     assert error == (
         f"turbopress: {repository}/models/awq-w4/tokenizer.json: a WordLevel model without byte pieces; "
-        "only SentencePiece BPE goes to GGUF; serve it by LMDeploy or transformers\n"
+        "only BPE goes to GGUF; serve it by LMDeploy or transformers\n"
     )
     assert list(tmp_path.iterdir()) == []
     status, _, error = turbopress("gguf", "awq-w4", "--to", tmp_path / "a.bin")

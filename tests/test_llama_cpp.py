@@ -15,13 +15,16 @@ import pytest
 import torch
 from formats import write_in_scheme
 from llama_cpp_server import ask, benchmark, free_port, ids_of, llama_cpp
-from sentencepiece_models import texts, train
+from sentencepiece_models import CHINESE, CODE, ENGLISH, texts, train
 from tiny import CONFIG, write_internlm2
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer
 
 from compress.checkpoint.load import load_model
 from compress.checkpoint.tokenizer import write_tokenizer
+from compress.gguf import byte_level
 from compress.gguf.write import SOURCE, export
 from pipelines.stage import new_artifact
 from registry.manifest import read
@@ -96,6 +99,38 @@ def test_it_reads_with_and_without_a_space_in_front(tmp_path, dummy_prefix):
     export(tmp_path, tmp_path / "a.gguf", "a")
     with llama_cpp(tmp_path / "a.gguf") as address:
         for text in without_nul([piece.piece for piece in proto.pieces[259:]]):
+            assert ids_of(address, text) == tokenizer.encode(text).ids, repr(text)
+
+
+CUTS = {
+    "gpt-2": pre_tokenizers.ByteLevel(add_prefix_space=False),
+    "smollm": pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    ),
+    "llama-bpe": pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(byte_level.LLAMA3), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    ),
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_it_reads_byte_level_texts_as_we_do(tmp_path, cut):
+    tokenizer = Tokenizer(BPE(ignore_merges=cut == "llama-bpe"))
+    tokenizer.pre_tokenizer = CUTS[cut]
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trained = BpeTrainer(vocab_size=900, initial_alphabet=alphabet, special_tokens=["<s>", "</s>"], show_progress=False)
+    tokenizer.train_from_iterator([ENGLISH, CHINESE, CODE, TEXT] * 4, trained)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    said = {"bos_token": "<s>", "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    write_internlm2(tmp_path, SMALL | {"vocab_size": tokenizer.get_vocab_size()})
+    export(tmp_path, tmp_path / "a.gguf", "a")
+    with llama_cpp(tmp_path / "a.gguf") as address:
+        for text in [*MARKUP, *without_nul(["word", "12"])]:
             assert ids_of(address, text) == tokenizer.encode(text).ids, repr(text)
 
 

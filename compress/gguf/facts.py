@@ -7,6 +7,9 @@ from typing import Any
 from compress.checkpoint.config import ModelConfig
 from compress.errors import CompressError
 
+FAMILIES = ("llama",)  # InternLM2 is one of them in memory
+REMEDY = "serve it by LMDeploy or transformers"
+
 
 @dataclass(frozen=True)
 class Rope:
@@ -15,6 +18,14 @@ class Rope:
     context: int
     linear_factor: float | None = None
     note: str | None = None
+
+
+def require_family(config: ModelConfig, place: str) -> None:
+    """Refuses an architecture whose tensors or positions are others."""
+    if config.family not in FAMILIES:
+        raise CompressError(
+            f"{place}: {config.family} is not written to GGUF here, only {', '.join(FAMILIES)}; {REMEDY}"
+        )
 
 
 def rope(config: ModelConfig, place: str) -> Rope:
@@ -29,8 +40,7 @@ def rope(config: ModelConfig, place: str) -> Rope:
         return Rope(int(context * factor), factor)
     if kind == "dynamic":  # begins to stretch behind max_position_embeddings; before, it is the plain RoPE
         return Rope(context, note=f"dynamic NTK RoPE is not known to llama.cpp: the same up to {context} tokens")
-    remedy = "serve it by LMDeploy or transformers"
-    raise CompressError(f"{place}: rope_scaling {kind} is not written to GGUF here (none, linear, dynamic); {remedy}")
+    raise CompressError(f"{place}: rope_scaling {kind} is not written to GGUF here (none, linear, dynamic); {REMEDY}")
 
 
 def write_facts(writer: Any, config: ModelConfig, turned: Rope, place: str) -> None:

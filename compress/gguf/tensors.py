@@ -2,7 +2,6 @@
 
 llama.cpp turns neighbouring channels of a head (2i, 2i+1) where transformers turns (i, i + half). For its `llama`
 architecture the rows of q and k are therefore interleaved here; they carry their codes, scales and zeros with them.
-Qwen's architectures turn as transformers does.
 """
 
 from collections.abc import Mapping
@@ -25,15 +24,12 @@ NAMES = {
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
 }
-INTERLEAVED = ("llama",)  # families whose q and k llama.cpp wants so
 FLOAT_TYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 EIGHT_BIT_PARTS = ("weight_scale_inv", "scale")
 
@@ -111,8 +107,6 @@ def _converted(entry: Entry, parts: Mapping[str, Tensor], config: ModelConfig) -
 
 def row_order(canonical: str, config: ModelConfig) -> Tensor | None:
     """Which row of ours each row of the file is, or None where they are the same."""
-    if config.family not in INTERLEAVED:
-        return None
     heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(canonical.split(".")[-2])
     if heads is None:
         return None

@@ -1,9 +1,10 @@
-"""A tokenizer.json in the words of llama.cpp: pieces with scores, as SentencePiece had them before us.
+"""A tokenizer.json in the words of llama.cpp: of SentencePiece's kind with scores, of the byte-level kind with merges.
 
-llama.cpp joins the two neighbours whose result has the best score, the leftmost of equals: SentencePiece's own loop. A
-merge list says the same when a piece's rank depends on the piece alone and not on how it is split; then minus the rank
-is a score. `scores` proves it of the list at hand and refuses any other: a piece is made in one way only
-(`sentencepiece_bpe.py` says why), so its merge must be in the list, and the ranks of two pieces must not interleave.
+Of SentencePiece's kind llama.cpp joins the two neighbours whose result has the best score, the leftmost of equals:
+SentencePiece's own loop. A merge list says the same when a piece's rank depends on the piece alone and not on how it is
+split; then minus the rank is a score. `scores` proves it of the list at hand and refuses any other: a piece is made in
+one way only (`sentencepiece_bpe.py` says why), so its merge must be in the list, and the ranks of two pieces must not
+interleave.
 
 One thing differs: NUL, which GGUF's strings cannot name, is spelled as a byte.
 """
@@ -17,6 +18,7 @@ from tokenizers import Tokenizer
 from compress.checkpoint.sentencepiece_bpe import SPACE, last_join
 from compress.checkpoint.special_tokens import Json, merge_pairs, read_json, token_ids
 from compress.errors import CompressError
+from compress.gguf.byte_level import is_byte_level, merge_lines, pre_name
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # llama.cpp's kinds of tokens
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
@@ -26,16 +28,31 @@ MORE_ENDS = ("eot", "eom")  # llama.cpp's names for ends besides eos
 
 
 @dataclass(frozen=True)
+class Scores:
+    """SentencePiece's way: each id's score, and whether a space goes before a text."""
+
+    scores: list[float]
+    adds_space: bool
+
+
+@dataclass(frozen=True)
+class Merges:
+    """The byte-level way: "left right", the best first, and llama.cpp's name of how a text is cut beforehand."""
+
+    merges: list[str]
+    pre: str
+
+
+@dataclass(frozen=True)
 class Vocabulary:
-    """Each id's text, score and kind; the ids that have a role; what is put around and before a text."""
+    """Each id's text and kind; how texts are joined; the ids that have a role; what is put around and before a text."""
 
     tokens: list[str]
-    scores: list[float]
     kinds: list[int]
+    joins: "Scores | Merges"
     roles: dict[str, int]
     adds_bos: bool
     adds_eos: bool
-    adds_space: bool
     chat_template: str | None
 
 
@@ -43,26 +60,33 @@ def read_vocabulary(folder: Path, size: int) -> Vocabulary:
     """The vocabulary of a folder that `write_tokenizer` wrote, filled up to the model's `size` rows."""
     place = folder / "tokenizer.json"
     tokenizer = read_json(place)
+    ids = token_ids(tokenizer)
+    tokens, kinds = _listed(ids, tokenizer, size, place)
     try:
-        adds_space = _adds_space(tokenizer)
-        ids = token_ids(tokenizer)
         _refuse_flags(tokenizer["added_tokens"])
-        ranked = scores(tokenizer["model"], {entry["content"] for entry in tokenizer["added_tokens"]})
+        joins = _joins(tokenizer, tokens)
     except CompressError as error:
         raise CompressError(f"{place}: {error}; {REMEDY}") from None
-    tokens, kinds = _listed(ids, tokenizer, size, place)
     config = read_json(folder / "tokenizer_config.json")
     framed = Tokenizer.from_file(str(place)).encode("").tokens
     return Vocabulary(
         tokens=tokens,
-        scores=[ranked.get(token, -float(len(ranked) + 1)) for token in tokens],
         kinds=kinds,
+        joins=joins,
         roles=_roles(config, ids, read_json(folder / "generation_config.json"), place),
         adds_bos=config.get("bos_token") in framed,
         adds_eos=bool(framed) and framed[-1] == config.get("eos_token") != config.get("bos_token"),
-        adds_space=adds_space,
         chat_template=config.get("chat_template"),
     )
+
+
+def _joins(tokenizer: Json, tokens: list[str]) -> Scores | Merges:
+    """How the tokenizer joins pieces, whichever kind it is."""
+    if tokenizer["model"].get("type") == "BPE" and is_byte_level(tokenizer):
+        return Merges(merge_lines(tokenizer), pre_name(tokenizer))
+    adds_space = _adds_space(tokenizer)
+    ranked = scores(tokenizer["model"], {entry["content"] for entry in tokenizer["added_tokens"]})
+    return Scores([ranked.get(token, -float(len(ranked) + 1)) for token in tokens], adds_space)
 
 
 def scores(model: Json, added: set[str]) -> dict[str, float]:
@@ -93,13 +117,13 @@ def _refuse_interleaved(first: dict[str, int], last: dict[str, int]) -> None:
 
 
 def _adds_space(tokenizer: Json) -> bool:
-    """Whether a space goes before a text; refuses every tokenizer that is no SentencePiece BPE."""
+    """Whether a space goes before a text; refuses every other tokenizer that is no BPE of SentencePiece's kind."""
     model = tokenizer["model"]
     if model.get("type") != "BPE" or not model.get("byte_fallback") or model.get("ignore_merges"):
-        raise CompressError(f"a {model.get('type')} model without byte pieces; only SentencePiece BPE goes to GGUF")
+        raise CompressError(f"a {model.get('type')} model without byte pieces; only BPE goes to GGUF")
     if tokenizer.get("pre_tokenizer"):
         kind = tokenizer["pre_tokenizer"].get("type")
-        raise CompressError(f"pre_tokenizer {kind}: only SentencePiece BPE, which has none, goes to GGUF")
+        raise CompressError(f"pre_tokenizer {kind}: SentencePiece's kind of BPE has none")
     if missing := [piece for piece in BYTES if piece not in model["vocab"]]:
         raise CompressError(f"{len(missing)} byte pieces are missing (first: {missing[0]})")
     escape = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
@@ -145,15 +169,21 @@ def _roles(config: Json, ids: dict[str, int], generation: Json, place: Path) -> 
 
 def write_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
     """Tells a GGUFWriter the vocabulary."""
-    writer.add_tokenizer_model("llama")
-    writer.add_tokenizer_pre("default")
     writer.add_token_list(vocabulary.tokens)
-    writer.add_token_scores(vocabulary.scores)
     writer.add_token_types(vocabulary.kinds)
+    match vocabulary.joins:
+        case Scores(scores, adds_space):
+            writer.add_tokenizer_model("llama")
+            writer.add_tokenizer_pre("default")
+            writer.add_token_scores(scores)
+            writer.add_add_space_prefix(adds_space)
+        case Merges(merges, pre):
+            writer.add_tokenizer_model("gpt2")
+            writer.add_tokenizer_pre(pre)
+            writer.add_token_merges(merges)
     for role, index in vocabulary.roles.items():
         getattr(writer, f"add_{role}_token_id")(index)
     writer.add_add_bos_token(vocabulary.adds_bos)
     writer.add_add_eos_token(vocabulary.adds_eos)
-    writer.add_add_space_prefix(vocabulary.adds_space)
     if vocabulary.chat_template:
         writer.add_chat_template(vocabulary.chat_template)

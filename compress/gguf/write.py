@@ -14,7 +14,7 @@ from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.tokenizer import write_tokenizer
 from compress.errors import CompressError
 from compress.gguf.blocks import Rounded
-from compress.gguf.facts import Rope, rope, write_facts
+from compress.gguf.facts import Rope, require_family, rope, write_facts
 from compress.gguf.tensors import Entry, plan, stored
 from compress.gguf.vocabulary import read_vocabulary, write_vocabulary
 from compress.progress import Progress, silent
@@ -41,6 +41,7 @@ def export(source: Path, file: Path, name: str, digest: str | None = None, progr
 
     checkpoint = Checkpoint(source)
     place = str(source / "config.json")
+    require_family(checkpoint.config, place)
     turned, entries = rope(checkpoint.config, place), plan(checkpoint)
     writer = GGUFWriter(file, checkpoint.config.family)
     try:
