@@ -22,18 +22,18 @@ def gguf(
     """Write a model as a GGUF file for llama.cpp. Codes and scales of a 4-bit model go over as they are."""
     if to.suffix != SUFFIX:
         raise ParamsError(f"--to: {to}; choose a name that ends in {SUFFIX}")
-    folder = model_folder(model)
-    written = write_gguf(folder, to)
+    written = write_gguf(model, to)
     print(f"{to}: {model}, {to.stat().st_size:,} bytes; {told(written)}")
 
 
-def write_gguf(folder: Path, to: Path) -> "Written":
-    """The file stands whole at `to`, or nothing does."""
+def write_gguf(model: str, to: Path) -> "Written":
+    """The file stands whole at `to`, or nothing does; the model has the name in it that it was asked for by."""
     from compress.gguf.write import export  # noqa: PLC0415 - torch is slow to import
 
+    folder = model_folder(model)
     digest = verify(folder).digest if (folder / MANIFEST).exists() else None
     with fresh_file(to) as fresh:
-        return export(folder, fresh, folder.name, digest)
+        return export(folder, fresh, Path(model).name, digest)
 
 
 def told(written: "Written") -> str:

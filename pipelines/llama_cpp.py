@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pipelines.folders import model_folder
 from pipelines.gguf import told as told_of_file
 from pipelines.gguf import write_gguf
 from pipelines.params import ParamsError
@@ -40,10 +39,9 @@ def _file(model: str) -> Iterator[tuple[Path, int | None]]:
         require_gguf_file(Path(model))
         yield Path(model), None
         return
-    folder = model_folder(model)
     with TemporaryDirectory(prefix="turbopress-gguf-") as work:
-        file = Path(work) / f"{folder.name}{SUFFIX}"
-        written = write_gguf(folder, file)
+        file = Path(work) / f"model{SUFFIX}"
+        written = write_gguf(model, file)
         print(f"{model}: written as GGUF, {told_of_file(written)}", file=sys.stderr, flush=True)
         yield file, written.context
 
