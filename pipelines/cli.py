@@ -56,6 +56,9 @@ def compare(
     pair: Annotated[list[str] | None, typer.Argument(help="two variants, to be compared on the same text")] = None,
     as_json: AsJson = False,
     md: Annotated[bool, typer.Option("--md", help="print a Markdown table")] = False,
+    page: Annotated[
+        Path | None, typer.Option("--html", help="write the page, with what was timed on this machine")
+    ] = None,
 ) -> None:
     """Print the table of all variants, or how two of them differ: size, perplexity, divergence from the base."""
     from pipelines.overlap import warnings  # noqa: PLC0415 - the other commands need no table
@@ -64,6 +67,12 @@ def compare(
     root = repository_root()
     if pair:
         pairing.print_pair(root, pair, as_json=as_json)
+        return
+    if page:
+        from pipelines.compare import write_local_page  # noqa: PLC0415
+
+        write_local_page(root, page)
+        print(f"{page}: opens in any browser, offline")
         return
     rows = read_rows(load(root), root / "reports")
     for line in warnings(root / "reports" / "overlap.json"):
