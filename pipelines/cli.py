@@ -11,9 +11,10 @@ from rich.console import Console
 from pipelines import vision
 from pipelines.chat import chat
 from pipelines.check import in_order
-from pipelines.commands import ancestry, checking, pairing, promotion, shipping, speeds, tasks
+from pipelines.commands import ancestry, checking, pairing, promotion, pulling, shipping, speeds, tasks
 from pipelines.conformance import conformance
 from pipelines.folders import model_folder
+from pipelines.gguf import gguf
 from pipelines.memory import memory
 from pipelines.params import ParamsError, load
 from pipelines.serve import serve
@@ -30,7 +31,7 @@ app = typer.Typer(
 )
 for verb in (
     promotion.gate, promotion.promote, ancestry.history, ancestry.lineage,
-    shipping.export, shipping.rollback, shipping.releases, shipping.gc, shipping.push, speeds.speed,
+    shipping.export, shipping.rollback, shipping.releases, shipping.gc, shipping.push, pulling.pull, speeds.speed,
     checking.sign, tasks.tasks,
 ):  # fmt: skip
     app.command()(verb)
@@ -55,6 +56,9 @@ def compare(
     pair: Annotated[list[str] | None, typer.Argument(help="two variants, to be compared on the same text")] = None,
     as_json: AsJson = False,
     md: Annotated[bool, typer.Option("--md", help="print a Markdown table")] = False,
+    page: Annotated[
+        Path | None, typer.Option("--html", help="write the page, with what was timed on this machine")
+    ] = None,
 ) -> None:
     """Print the table of all variants, or how two of them differ: size, perplexity, divergence from the base."""
     from pipelines.overlap import warnings  # noqa: PLC0415 - the other commands need no table
@@ -63,6 +67,12 @@ def compare(
     root = repository_root()
     if pair:
         pairing.print_pair(root, pair, as_json=as_json)
+        return
+    if page:
+        from pipelines.compare import write_local_page  # noqa: PLC0415
+
+        write_local_page(root, page)
+        print(f"{page}: opens in any browser, offline")
         return
     rows = read_rows(load(root), root / "reports")
     for line in warnings(root / "reports" / "overlap.json"):
@@ -141,7 +151,7 @@ def explain(
     run(folder, base, on, windows, layers, as_json=as_json)
 
 
-for command in (chat, conformance, memory, serve, web):
+for command in (chat, conformance, gguf, memory, serve, web):
     app.command()(command)
 app.add_typer(vision.app, name="vision")
 

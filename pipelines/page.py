@@ -7,6 +7,7 @@ from typing import Any
 
 from compress.evaluate.intervals import METRICS, Interval
 from pipelines.pairs import Difference
+from pipelines.speed import SpeedTable
 from pipelines.summary import COLUMNS, Row, cells, stored
 
 NAMES = {
@@ -27,7 +28,13 @@ img{max-width:100%} small{color:#777} .no{color:#999} details{margin:1em 0}
 Pairs = Mapping[tuple[str, str], Mapping[str, Difference] | None]
 
 
-def page(rows: Sequence[Row], reports: Mapping[str, Mapping[str, Any]], pairs: Pairs, picture: bytes) -> str:
+def page(
+    rows: Sequence[Row],
+    reports: Mapping[str, Mapping[str, Any]],
+    pairs: Pairs,
+    picture: bytes,
+    speeds: Sequence[SpeedTable] = (),
+) -> str:
     """The whole file; equal arguments give equal text."""
     drawn = base64.b64encode(picture).decode()
     parts = [
@@ -41,11 +48,18 @@ def page(rows: Sequence[Row], reports: Mapping[str, Mapping[str, Any]], pairs: P
         "<p>The row less the column, in KL from the base; grey where chance could have made it.</p>",
         _pair_table([row["variant"] for row in stored(rows)], pairs),
         *(_stratum(name, title, reports) for name, title in STRATA.items()),
+        *(_speeds(speeds) if speeds else ()),
         "<h2>How it was measured</h2>",
         _table(["", ""], [[k, str(v)] for k, v in _protocol(reports).items()]),
     ]
     head = f'<meta charset="utf-8"><title>turbopress: comparison</title><style>{STYLE}</style>'
     return f"<!doctype html><html lang=en><head>{head}</head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
+
+
+def _speeds(speeds: Sequence[SpeedTable]) -> list[str]:
+    """A table an engine and machine; what was timed elsewhere is never beside it."""
+    told = [f"<h3>{html.escape(one.title)}</h3>\n{_table(one.head, one.rows)}" for one in speeds]
+    return ["<h2>Speed on this machine</h2>", *told]
 
 
 def _measured(row: Row) -> list[str]:

@@ -1,5 +1,6 @@
-"""Stage `register`: a measured model becomes a version in MLflow; done twice it is done once."""
+"""Stages `register-…`: a measured model becomes a version in MLflow; done twice it is done once."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -8,12 +9,13 @@ import typer
 from pipelines.check import changed_sources
 from pipelines.measured import with_speed
 from pipelines.params import ParamsError, load
-from pipelines.stage import repository_root, run
-from registry.publish import publish
+from pipelines.stage import fresh_file, repository_root, run
+from registry.publish import Published, publish
 from registry.report import read_report
 
 Documents = Annotated[Path | None, typer.Option(help="what stage `evaluate` found of each document")]
 Comparison = Annotated[list[Path] | None, typer.Option(help="what stage `compare` made of all variants")]
+Out = Annotated[Path | None, typer.Option(help="where to say which version it is")]
 Sources = Annotated[Path | None, typer.Option(help="what stage `check` wrote; refuse if a source has changed since")]
 
 
@@ -25,16 +27,28 @@ def main(
     sources: Sources = None,
     documents: Documents = None,
     comparison: Comparison = None,
+    out: Out = None,
 ) -> None:
     """Publishes FOLDER with its REPORT and PLOTS under the alias KEY."""
     root = repository_root()
     model = load(root).registry.model
     if sources and (changed := changed_sources(root, load(root), sources)):
         raise ParamsError("\n".join(changed))
-    print(publish(
+    published = publish(
         folder, with_speed(read_report(report), root, key), root=root, model=model, variant=key, plots=plots,
         attachments=[documents] if documents else [], comparison=comparison or [],
-    ))  # fmt: skip
+    )  # fmt: skip
+    print(published)
+    if out:
+        write_entry(out, published)
+
+
+def write_entry(out: Path, published: Published) -> None:
+    """Which version the artifact is: what stage `register` waits for."""
+    version = published.version
+    entry = {"model": version.model, "version": version.number, "variant": version.variant, "digest": version.digest}
+    with fresh_file(out) as file:
+        file.write_text(json.dumps(entry, indent=2) + "\n", "utf8")
 
 
 if __name__ == "__main__":

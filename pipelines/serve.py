@@ -1,4 +1,4 @@
-"""`turbopress serve`: LMDeploy's OpenAI server on a verified artifact, its memory known before it starts."""
+"""`turbopress serve`: an OpenAI server on a verified artifact, LMDeploy's with its memory known before it starts."""
 
 import os
 import sys
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pipelines.folders import model_folder
+from pipelines.llama_cpp import serve_by_llama_cpp
 from pipelines.memory import KV
 from pipelines.params import ParamsError, load
 from pipelines.stage import repository_root
@@ -19,11 +20,10 @@ from serving.errors import ServingError
 from serving.gpus import Gpu, gpus, show_size
 from serving.memory import MemoryPlan, plan
 from serving.profile import EngineProfile, backend, command, fitted
-from serving.server import LOOPBACK, PORT, Server, forwarding, lmdeploy_command, require_free
+from serving.server import LOOPBACK, PORT, Server, forwarding, lmdeploy_command, reachable, require_free
 from serving.shape import Shape, read_shape
 
-ENGINES = ("lmdeploy", "transformers")
-ANYWHERE = ("0.0.0.0", "::")  # noqa: S104 - compared with, not listened on
+ENGINES = ("lmdeploy", "llama.cpp", "transformers")
 
 
 def serve(
@@ -37,16 +37,21 @@ def serve(
     host: Annotated[str, typer.Option(help="who may connect; this machine alone, unless told otherwise")] = LOOPBACK,
     port: int = PORT,
     timeout: Annotated[float, typer.Option(help="seconds until it must answer")] = 600.0,
-    engine: Annotated[str, typer.Option(help="lmdeploy, or transformers on a machine without a GPU")] = "lmdeploy",
+    engine: Annotated[
+        str, typer.Option(help="lmdeploy; without a GPU llama.cpp (NAME, FOLDER or a .gguf file) or transformers")
+    ] = "lmdeploy",
 ) -> None:
     """Start an OpenAI-protocol server on an artifact. TURBOPRESS_API_KEY, where set, is asked of every client."""
     if engine not in ENGINES:
-        raise ParamsError(f"--engine: {engine}; choose {' or '.join(ENGINES)}")
+        raise ParamsError(f"--engine: {engine}; choose {', '.join(ENGINES[:-1])} or {ENGINES[-1]}")
+    flags = _flags(cache, kv, tp, session_len, max_batch, prefix_caching)
+    if engine == "llama.cpp":
+        serve_by_llama_cpp(model, flags, _defaults(), host, port, timeout)
+        return
     folder = model_folder(model)
     if (folder / MANIFEST).exists():
         verify(folder)
     shape = read_shape(folder)
-    flags = _flags(cache, kv, tp, session_len, max_batch, prefix_caching)
     profile = fitted(_defaults().model_copy(update=flags), shape, model)
     require_free(host, port)
     if engine == "transformers":
@@ -54,7 +59,7 @@ def serve(
         return
     planned = require_memory(shape, profile, gpus(), model)
     told = command(profile, folder, host=host, port=port, model_name=_served_name(model), backend=backend(shape))
-    address = f"http://{LOOPBACK if host in ANYWHERE else host}:{port}"
+    address = reachable(host, port)
     server = Server(lmdeploy_command(told), address, sys.stderr)
     with forwarding(server):
         server.wait_until_ready(timeout)
@@ -74,7 +79,7 @@ def _serve_here(folder: Path, profile: EngineProfile, model: str, host: str, por
 def require_memory(shape: Shape, profile: EngineProfile, cards: list[Gpu], place: str) -> MemoryPlan:
     """What the server will take of each card; refused where there are too few, or where they are too small."""
     if not cards:
-        remedy = f"without one: turbopress serve {place} --engine transformers"
+        remedy = f"without one: turbopress serve {place} --engine llama.cpp, or --engine transformers"
         raise ServingError(f"{place}: LMDeploy needs a GPU and this machine shows none; {remedy}")
     if len(cards) < profile.tp:
         raise ServingError(f"{place}: tp {profile.tp} needs {profile.tp} GPUs and there are {len(cards)}; lower --tp")

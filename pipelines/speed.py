@@ -4,7 +4,8 @@ A speed is tokens a second at some batch, the median of several runs with the sl
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,15 @@ from pipelines.params import ParamsError
 SAME = ("engine", "machine")
 ENGINES = ("lmdeploy", "transformers")
 FOLDER = "speeds"  # beside params.yaml, and not in git: a speed is of this machine
+
+
+@dataclass(frozen=True)
+class SpeedTable:
+    """What one engine did on one machine: a row a variant."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
 
 
 class SpeedsDifferError(Exception):
@@ -41,6 +51,37 @@ def read_speed(root: Path, variant: str, engine: str) -> dict[str, Any] | None:
     except ValueError as error:
         raise ParamsError(f"{path}: is not JSON ({error}); run: turbopress speed {variant}") from None
     return found
+
+
+def timed_here(root: Path, variants: Iterable[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Every speed that was found on this machine, with its variant."""
+    known = list(variants)
+    return [(v, found) for e in ENGINES for v in known if (found := read_speed(root, v, e))]
+
+
+def tables(timed: Iterable[tuple[str, Mapping[str, Any]]]) -> list[SpeedTable]:
+    """A table an engine and machine, because their speeds do not belong in one column."""
+    kept = list(timed)
+    return [
+        _table(
+            engine, machine, {v: found for v, found in kept if (found["engine"], found["machine"]) == (engine, machine)}
+        )
+        for engine, machine in sorted({(found["engine"], found["machine"]) for _, found in kept})
+    ]
+
+
+def _table(engine: str, machine: str, rows: Mapping[str, Mapping[str, Any]]) -> SpeedTable:
+    batches = sorted({batch for found in rows.values() for batch in found["batches"]}, key=int)
+    head = ["variant", *(f"tokens/s at batch {batch}" for batch in batches), "peak memory"]
+    cells = [
+        [variant, *(_rate(found["batches"].get(b)) for b in batches), f"{found['peak_bytes'] / 2**20:,.0f} MiB"]
+        for variant, found in rows.items()
+    ]
+    return SpeedTable(f"{engine} on {machine}", head, cells)
+
+
+def _rate(batch: Mapping[str, float] | None) -> str:
+    return "" if batch is None else f"{batch['tokens_per_s']:,.1f}"
 
 
 def speed_ratio(ours: str, mine: Mapping[str, Any] | None, theirs: str, other: Mapping[str, Any] | None) -> Interval:

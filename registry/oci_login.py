@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ import requests
 from registry.errors import RegistryError
 
 CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
+HELPER = re.compile(r"[\w.-]+")  # a part of a program's name
+NOT_FOUND = "credentials not found"  # how every helper says that it has none
+IDENTITY_TOKEN = "<token>"  # noqa: S105 - what stands for a user where the secret is no password
 WAIT_S = 60
 
 
@@ -50,15 +54,40 @@ class Login:
 
 
 def _kept(host: str) -> str | None:
-    """base64 of USER:PASSWORD as docker keeps it; a credential helper of its own is not asked."""
+    """base64 of USER:PASSWORD, from docker's credential helper for the host, or as docker keeps it itself."""
     path = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json"
     if not path.is_file():
         return None
     try:
-        entry = json.loads(path.read_text("utf8")).get("auths", {}).get(host, {})
-        kept = entry.get("auth")
+        said = json.loads(path.read_text("utf8"))
+        helper = said.get("credHelpers", {}).get(host) or said.get("credsStore")
+        kept: str | None = said.get("auths", {}).get(host, {}).get("auth")
         if kept:
             base64.b64decode(kept, validate=True)
     except (ValueError, AttributeError) as error:
         raise RegistryError(f"{path}: is not docker's configuration ({error}); run: docker login {host}") from None
-    return kept
+    return (_told_by_helper(str(helper), host, path) if helper else None) or kept
+
+
+def _told_by_helper(helper: str, host: str, path: Path) -> str | None:
+    """The same from `docker-credential-HELPER get`, docker's own protocol; None where it knows no such host."""
+    if not HELPER.fullmatch(helper):
+        raise RegistryError(f"{path}: {helper!r} is no name of a credential helper; run: docker login {host}")
+    program = f"docker-credential-{helper}"
+    try:
+        done = subprocess.run([program, "get"], input=host, capture_output=True, text=True, check=False, timeout=WAIT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = "is not installed" if isinstance(error, FileNotFoundError) else type(error).__name__
+        raise RegistryError(f"{program}: {reason}, but {path} names it; install it, or docker login {host}") from None
+    if done.returncode != 0:  # its words may hold a secret, and are not repeated
+        if NOT_FOUND in done.stdout + done.stderr:
+            return None
+        raise RegistryError(f"{program}: ended with status {done.returncode}; run: docker login {host}")
+    try:
+        said = json.loads(done.stdout)
+        user, secret = said["Username"], said["Secret"]
+    except (ValueError, KeyError, TypeError):
+        raise RegistryError(f"{program}: did not answer as docker asks it; run: docker login {host}") from None
+    if user == IDENTITY_TOKEN:
+        raise RegistryError(f"{program}: has an identity token for {host}; log in with a user and a password or token")
+    return base64.b64encode(f"{user}:{secret}".encode()).decode()

@@ -1,4 +1,4 @@
-"""A running LMDeploy: started on an artifact, watched until it answers, told to end, and quoted when it dies.
+"""A running LMDeploy or llama.cpp: started on an artifact, watched until it answers, told to end, quoted when it dies.
 
 The server's own words go through to ours as they come; the last of them are kept, for the line that says why it died.
 """
@@ -26,11 +26,12 @@ from serving.errors import ServingError
 LAUNCHER = Path(__file__).with_name("launch_lmdeploy.py")
 INTERPRETER = "LMDEPLOY_PYTHON"
 LOOPBACK = "127.0.0.1"
+ANYWHERE = ("0.0.0.0", "::")  # noqa: S104 - compared with, not listened on
 PORT = 23333
 KEPT_LINES = 60
 GRACE_S = 30.0  # for a server that was told to end
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-TELLING = re.compile(r"\b(\w*Error|Exception|Check failed|FATAL|Aborted|out of memory)\b")
+TELLING = re.compile(r"\b(\w*Error|Exception|Check failed|FATAL|Aborted|out of memory|error loading model)\b")
 
 
 def interpreter() -> str:
@@ -56,11 +57,19 @@ def require_free(host: str, port: int) -> None:
             raise ServingError(f"{host}:{port}: {error.strerror}; choose another --port, or end who holds it") from None
 
 
+def reachable(host: str, port: int) -> str:
+    """The address by which this machine reaches a server that listens there."""
+    return f"http://{LOOPBACK if host in ANYWHERE else host}:{port}"
+
+
 class Server:
     """A server's process. `wait_until_ready` and `wait` are called by whoever started it."""
 
-    def __init__(self, command: list[str], address: str, echo: IO[str] | None = None) -> None:
+    def __init__(
+        self, command: list[str], address: str, echo: IO[str] | None = None, *, engine: str = "lmdeploy"
+    ) -> None:
         self.client = Client(address)
+        self._engine = engine
         self._last: deque[str] = deque(maxlen=KEPT_LINES)
         self._echo = echo
         self._told_to_end = False
@@ -79,7 +88,8 @@ class Server:
                 raise ServingError(self._obituary("before it answered"))
             if time.monotonic() > end:
                 self.end()
-                raise ServingError(f"lmdeploy: no answer in {timeout_s:.0f} s; raise --timeout; last: {self._words()}")
+                late = f"no answer in {timeout_s:.0f} s; raise --timeout; last: {self._words()}"
+                raise ServingError(f"{self._engine}: {late}")
             if self._told_to_end:
                 return
             time.sleep(0.2)
@@ -112,17 +122,18 @@ class Server:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._last.append(line.rstrip())
-            if self._echo is not None:
-                self._echo.write(line)
-                self._echo.flush()
+        with self._process.stdout as said:
+            for line in said:
+                self._last.append(line.rstrip())
+                if self._echo is not None:
+                    self._echo.write(line)
+                    self._echo.flush()
 
     def _obituary(self, when: str) -> str:
         self._reader.join(5)
         code = self._process.returncode
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-        return f"lmdeploy: {how} {when}; its last words: {self._words()}"
+        return f"{self._engine}: {how} {when}; its last words: {self._words()}"
 
     def _words(self) -> str:
         """The last line that names an error, or the last line."""

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -111,7 +112,9 @@ def test_a_registry_that_is_down_is_one_line(artifact):
     assert len(str(refused.value).splitlines()) == 1
 
 
-def test_a_registry_that_wants_a_password_is_shown_the_one_that_docker_keeps(artifact, tmp_path):
+@pytest.fixture
+def locked(tmp_path):
+    """A registry that knows one user."""
     if shutil.which("htpasswd") is None:
         pytest.skip("htpasswd is not installed: apt-get install apache2-utils")
     made = subprocess.run(["htpasswd", "-Bbn", "me", PASSWORD], capture_output=True, text=True, check=True).stdout
@@ -119,14 +122,57 @@ def test_a_registry_that_wants_a_password_is_shown_the_one_that_docker_keeps(art
     host, process = start_registry(
         tmp_path / "locked", f"auth: {{htpasswd: {{realm: tests, path: {tmp_path}/users}}}}\n"
     )
-    try:
-        for auths in ({}, {host: {"auth": base64.b64encode(b"me:wrong").decode()}}):
-            (tmp_path / "docker" / "config.json").write_text(json.dumps({"auths": auths}))
-            with pytest.raises(RegistryError, match=r"was answered 401") as refused:
-                push(artifact, f"oci://{host}/team/awq:v1")
-            assert "wrong" not in str(refused.value)
-        kept = base64.b64encode(f"me:{PASSWORD}".encode()).decode()
-        (tmp_path / "docker" / "config.json").write_text(json.dumps({"auths": {host: {"auth": kept}}}))
-        assert push(artifact, f"oci://{host}/team/awq:v1").sent_bytes > 700
-    finally:
-        stop(process)
+    yield host
+    stop(process)
+
+
+def test_a_registry_that_wants_a_password_is_shown_the_one_that_docker_keeps(locked, artifact, tmp_path):
+    for auths in ({}, {locked: {"auth": base64.b64encode(b"me:wrong").decode()}}):
+        (tmp_path / "docker" / "config.json").write_text(json.dumps({"auths": auths}))
+        with pytest.raises(RegistryError, match=r"was answered 401") as refused:
+            push(artifact, f"oci://{locked}/team/awq:v1")
+        assert "wrong" not in str(refused.value)
+    kept = base64.b64encode(f"me:{PASSWORD}".encode()).decode()
+    (tmp_path / "docker" / "config.json").write_text(json.dumps({"auths": {locked: {"auth": kept}}}))
+    assert push(artifact, f"oci://{locked}/team/awq:v1").sent_bytes > 700
+
+
+def helper(folder, answer, status=0):
+    """A credential helper as docker calls it: `get`, the host on its input."""
+    folder.mkdir(exist_ok=True)
+    program = folder / "docker-credential-tests"
+    program.write_text(f"#!/bin/sh\n[ $1 = get ] && cat > {folder}/asked && printf '%s' '{answer}'\nexit {status}\n")
+    program.chmod(0o755)
+
+
+@pytest.mark.parametrize("where", ["credHelpers", "credsStore"])
+def test_docker_s_credential_helper_is_asked_for_the_host(locked, artifact, tmp_path, monkeypatch, where):
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    helper(tmp_path / "bin", json.dumps({"ServerURL": locked, "Username": "me", "Secret": PASSWORD}))
+    said = {where: {locked: "tests"} if where == "credHelpers" else "tests", "auths": {locked: {}}}
+    (tmp_path / "docker" / "config.json").write_text(json.dumps(said))
+    assert push(artifact, f"oci://{locked}/team/awq:v1").sent_bytes > 700
+    assert (tmp_path / "bin" / "asked").read_text() == locked
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "message"),
+    [
+        ("credentials not found in native keychain", 1, "was answered 401"),
+        ("the secret is hunter2", 1, "docker-credential-tests: ended with status 1; run: docker login"),
+        ("hunter2", 0, "docker-credential-tests: did not answer as docker asks it; run: docker login"),
+        ('{"Username": "<token>", "Secret": "hunter2"}', 0, "docker-credential-tests: has an identity token"),
+        (None, 0, "docker-credential-tests: is not installed, but .*config.json names it"),
+    ],
+)
+def test_a_helper_that_does_not_help_is_one_line_without_its_secret(
+    locked, artifact, tmp_path, monkeypatch, answer, status, message
+):
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    if answer is not None:
+        helper(tmp_path / "bin", answer, status)
+    (tmp_path / "docker" / "config.json").write_text(json.dumps({"credsStore": "tests"}))
+    with pytest.raises(RegistryError, match=message) as refused:
+        push(artifact, f"oci://{locked}/team/awq:v1")
+    assert len(str(refused.value).splitlines()) == 1
+    assert "hunter2" not in str(refused.value)

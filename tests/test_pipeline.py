@@ -77,6 +77,17 @@ def test_a_second_repro_does_nothing_but_the_register_look_ups(pipeline):
     assert done.stdout.count("unchanged") >= len(LOOK_UPS)
 
 
+def test_one_name_registers_everything_into_another_store(pipeline, tmp_path):
+    there = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/other.db"}
+    done = pipeline.run("dvc", "repro", "register", **there)
+    ran = {line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage")}
+    assert ran >= LOOK_UPS
+    assert not ran - LOOK_UPS - {"register"}
+    client = MlflowClient(there["MLFLOW_TRACKING_URI"])
+    assert {v.tags["variant"] for v in client.search_model_versions("name='internlm2-demo'")} == set(KEYS)
+    pipeline.run("dvc", "repro", "register")  # ours again, whose versions may have other numbers
+
+
 def test_editing_an_embedded_text_is_seen(pipeline):
     text = pipeline.folder / "examples/demo/text/calibration.jsonl"
     before = text.read_bytes()

@@ -65,7 +65,7 @@ def test_without_a_gpu_it_says_what_works_instead(repository, tmp_path):
     said = refused(repository, here, "awq-w4")
     assert said == (
         "turbopress: awq-w4: LMDeploy needs a GPU and this machine shows none; "
-        "without one: turbopress serve awq-w4 --engine transformers\n"
+        "without one: turbopress serve awq-w4 --engine llama.cpp, or --engine transformers\n"
     )
 
 
@@ -125,7 +125,7 @@ def test_a_server_that_dies_at_start_is_quoted(repository, machine):
 
 def test_an_engine_that_is_none_is_refused(repository, machine):
     said = refused(repository, machine, "awq-w4", "--engine", "vllm")
-    assert said == "turbopress: --engine: vllm; choose lmdeploy or transformers\n"
+    assert said == "turbopress: --engine: vllm; choose lmdeploy, llama.cpp or transformers\n"
 
 
 # --- without a GPU

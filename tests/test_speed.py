@@ -50,6 +50,21 @@ def test_engines_and_machines_have_tables_of_their_own(turbopress, here):
     assert "awq-w4" not in tables[1].split("transformers on cpu")[0]
 
 
+def test_the_page_has_what_was_timed_here_an_engine_a_table(turbopress, here):
+    for variant, engine in {"base": "lmdeploy", "awq-w4": "transformers"}.items():
+        path = speed_file(here, variant, engine)
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(speed(engine=engine) | {"peak_bytes": 2**20}))
+    status, out, error = turbopress("compare", "--html", "page.html")
+    assert (status, out) == (0, "page.html: opens in any browser, offline\n"), error
+    first, second = (here / "page.html").read_text().split("<h2>Speed on this machine</h2>")[1].split("<h3>")[1:]
+    assert first.startswith("lmdeploy on cpu")
+    assert "<td>base</td>" in first
+    assert "<td>awq-w4</td>" not in first
+    assert "<td>awq-w4</td>" in second
+    assert "tokens/s at batch" in second
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

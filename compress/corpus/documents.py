@@ -110,8 +110,9 @@ def _data_set(part: Part, root: Path) -> Rows:
     import datasets  # noqa: PLC0415 - slow to import, and the demo's sources are local
 
     folder = root / part.source
+    place = str(folder) if folder.is_dir() else part.source
     try:
-        rows = datasets.load_dataset(str(folder) if folder.is_dir() else part.source, split=part.split)
+        rows = datasets.load_dataset(place, part.name, split=part.split)
     except Exception as error:
         raise CompressError(
             f"{part.source}: no .jsonl, .txt or .parquet file, and as a data set it does not load "

@@ -41,7 +41,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Send a model to TO/releases/DIGEST, verify it there, and switch TO/current to it in one step."""
-    with _at(to) as place:
+    with at(to) as place:
         folder, name, of = _source(reference)
         options = read_profile(profile) if profile else default_profile(folder)
         made = serving_files(name, options) | _signature(Path(reference))
@@ -49,7 +49,7 @@ def export(
             _tell_plan(place, plan(place, folder, of, made), as_json)
             return
         with showing() as watcher:
-            done = _switched(
+            done = switched(
                 place, lambda: send(place, folder, of=of, made=made, watcher=watcher), restart, health, wait
             )
     _tell(done, as_json)
@@ -88,8 +88,8 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Make the release current again that was current before this one."""
-    with _at(to) as place:
-        done = _switched(place, lambda: go_back(place, release), restart, health, wait)
+    with at(to) as place:
+        done = switched(place, lambda: go_back(place, release), restart, health, wait)
     _tell(done, as_json)
 
 
@@ -99,7 +99,7 @@ def releases(
     as_json: AsJson = False,
 ) -> None:
     """List the releases at a place, the current one last."""
-    with _at(to) as place:
+    with at(to) as place:
         found = verify_releases(place) if verify else listed_releases(place)
     if as_json:
         print_json([{"digest": r.digest, "of": r.record.of, "size_bytes": r.record.size_bytes,
@@ -118,7 +118,7 @@ def gc(
     as_json: AsJson = False,
 ) -> None:
     """Remove releases that were current long ago."""
-    with _at(to) as place:
+    with at(to) as place:
         removed = collect_garbage(place, keep, unfinished=unfinished, dry_run=dry_run)
     if as_json:
         print_json(removed)
@@ -127,7 +127,7 @@ def gc(
 
 
 @contextmanager
-def _at(to: str) -> Iterator[Place]:
+def at(to: str) -> Iterator[Place]:
     """The place, whose refusals come out in one line."""
     with explained_place(to):
         yield open_place(to)
@@ -161,9 +161,10 @@ def _signature(folder: Path) -> dict[str, bytes]:
     return {SIGNATURE: beside.read_bytes()} if beside and beside.is_file() else {}
 
 
-def _switched(
+def switched(
     place: Place, switch: Callable[[], Exported], restart: str | None, health: str | None, wait: float
 ) -> Exported:
+    """A switch that is taken back where it leaves the server ill."""
     if restart and not health:
         raise ParamsError("--restart: needs --health too, an address that tells whether the server is well")
     return switch_safely(place, switch, Server(tuple(shlex.split(restart or "")), health, wait))

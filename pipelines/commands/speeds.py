@@ -10,7 +10,7 @@ from rich.table import Table
 from pipelines.commands.child import found_by
 from pipelines.commands.output import AsJson, console, print_json
 from pipelines.params import ParamsError, load
-from pipelines.speed import ENGINES, read_speed, speed_file
+from pipelines.speed import ENGINES, SpeedTable, speed_file, tables, timed_here
 from pipelines.stage import fresh_file, repository_root
 
 BATCHES = "1,8,64"
@@ -37,13 +37,12 @@ def speed(
         measured = _timed(PROGRAMS[engine], folder, _numbers(batches))
         with fresh_file(speed_file(root, variant, engine)) as file:
             file.write_text(json.dumps(measured, indent=2) + "\n", "utf8")
-    timed = [(v, found) for e in ENGINES for v in known if (found := read_speed(root, v, e))]
+    timed = timed_here(root, known)
     if as_json:
         print_json([{"variant": variant, **found} for variant, found in timed])
         return
-    for name, machine in sorted({(found["engine"], found["machine"]) for _, found in timed}):
-        rows = {v: found for v, found in timed if (found["engine"], found["machine"]) == (name, machine)}
-        console().print(_table(f"{name} on {machine}", rows))
+    for table in tables(timed):
+        console().print(_printed(table))
 
 
 def _timed(program: str, folder: Path, batches: list[int]) -> dict[str, Any]:
@@ -62,15 +61,10 @@ def _numbers(text: str) -> list[int]:
     return numbers
 
 
-def _table(title: str, rows: dict[str, dict[str, Any]]) -> Table:
-    batches = sorted({batch for found in rows.values() for batch in found["batches"]}, key=int)
-    table = Table(title=title, title_justify="left")
-    table.add_column("variant")
-    for batch in batches:
-        table.add_column(f"tokens/s at batch {batch}", justify="right")
-    table.add_column("peak memory", justify="right")
-    for variant, found in rows.items():
-        rates = [found["batches"].get(batch, {}).get("tokens_per_s") for batch in batches]
-        cells = ["" if rate is None else f"{rate:,.1f}" for rate in rates]
-        table.add_row(variant, *cells, f"{found['peak_bytes'] / 2**20:,.0f} MiB")
+def _printed(found: SpeedTable) -> Table:
+    table = Table(title=found.title, title_justify="left")
+    for column in found.head:
+        table.add_column(column, justify="left" if column == "variant" else "right")
+    for row in found.rows:
+        table.add_row(*row)
     return table

@@ -95,6 +95,11 @@ class FolderPlace:
         target = self.root / name
         return target.is_file() and target.stat().st_size == file.size_bytes and sha256_file(target) == file.sha256
 
+    def piece(self, name: str, start: int, size_bytes: int) -> bytes:
+        with (self.root / name).open("rb") as file:
+            file.seek(start)
+            return file.read(size_bytes)
+
     def settle(self, digest: str, record: bytes) -> None:
         incoming, final = self.root / self.incoming(digest), self.root / RELEASES / digest
         (incoming / RECORD).write_bytes(record)

@@ -71,6 +71,10 @@ class Place(Protocol):
         """Whether the bytes that lie there are those of the file; some places tell sooner with the file at hand."""
         ...
 
+    def piece(self, name: str, start: int, size_bytes: int) -> bytes:
+        """So many bytes of a file from there on, fewer where it ends."""
+        ...
+
     def settle(self, digest: str, record: bytes) -> None:
         """What was sent is a release from here on, its record with it."""
         ...

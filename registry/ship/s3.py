@@ -133,10 +133,14 @@ class S3Place:
 
     def _hash_of_what_comes_back(self, name: str, size_bytes: int) -> str:
         digest = hashlib.sha256()
-        place = f"{self.bucket}/{self._key(name)}"
         for start in range(0, size_bytes, PART_BYTES):
-            digest.update(self._system.cat_file(place, start=start, end=min(start + PART_BYTES, size_bytes)))
+            digest.update(self.piece(name, start, min(PART_BYTES, size_bytes - start)))
         return digest.hexdigest()
+
+    def piece(self, name: str, start: int, size_bytes: int) -> bytes:
+        place = f"{self.bucket}/{self._key(name)}"
+        content: bytes = self._system.cat_file(place, start=start, end=start + size_bytes)
+        return content
 
     def settle(self, digest: str, record: bytes) -> None:
         self._put(f"{RELEASES}/{digest}/{RECORD}", record)

@@ -159,6 +159,14 @@ class SftpPlace:
                 digest.update(block)
         return digest.hexdigest()
 
+    def piece(self, name: str, start: int, size_bytes: int) -> bytes:
+        async def reads(sftp: Any) -> bytes:
+            async with sftp.open(self._at(name), "rb") as file:
+                content: bytes = await file.read(size_bytes, start)
+                return content
+
+        return self._run(reads)
+
     def settle(self, digest: str, record: bytes) -> None:
         async def settles(sftp: Any) -> None:
             incoming, final = self._at(self.incoming(digest)), self._at(f"{RELEASES}/{digest}")

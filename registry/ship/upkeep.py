@@ -23,7 +23,7 @@ def rollback(place: Place, to: str | None = None) -> Exported:
     with place.alone():
         pointer, whole = place.pointer(), {listed.digest for listed in releases(place)}
         earlier = [digest for digest in pointer.before if digest in whole and digest != pointer.digest]
-        chosen = _named(place, to, whole) if to else (earlier[-1] if earlier else None)
+        chosen = named(place, to, whole) if to else (earlier[-1] if earlier else None)
         if chosen is None:
             known = ", ".join(sorted(d[:12] for d in whole)) or "none"
             raise RegistryError(f"{place.url}: nothing was current before; choose one with --to (there are: {known})")
@@ -64,7 +64,8 @@ def verify_releases(place: Place) -> list[Listed]:
     return found
 
 
-def _named(place: Place, beginning: str, whole: set[str]) -> str:
+def named(place: Place, beginning: str, whole: set[str]) -> str:
+    """The one release whose digest begins so."""
     found = sorted(digest for digest in whole if digest.startswith(beginning))
     if len(found) != 1:
         known = ", ".join(sorted(digest[:12] for digest in whole)) or "none"

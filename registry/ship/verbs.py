@@ -104,7 +104,7 @@ def export(
             _send(place, planned, watcher or Nobody())
         elif not planned.is_current:
             verify_release(place, record_of(place, record.digest))
-        _switch(place, record.digest, planned.pointer)
+        switch(place, record.digest, planned.pointer)
         reused = sum(record.files[name].size_bytes for name in planned.take)
         return Exported(place.url, record.digest, planned.send_bytes, reused, planned.pointer.digest)
 
@@ -133,7 +133,8 @@ def _send(place: Place, planned: Plan, watcher: Watcher) -> None:
             raise  # else another machine has just sent the same release
 
 
-def _switch(place: Place, digest: str, pointer: Pointer) -> None:
+def switch(place: Place, digest: str, pointer: Pointer) -> None:
+    """The release is current, and what was current before it is remembered."""
     if pointer.digest != digest:
         before = [*(d for d in (*pointer.before, pointer.digest) if d is not None and d != digest)]
         place.point(Pointer(digest, tuple(before)))
