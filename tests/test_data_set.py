@@ -41,6 +41,20 @@ def test_a_data_set_s_configuration_is_read_by_its_name(tmp_path):
     assert json.loads(done.stdout) == ROWS["wikitext-2-raw-v1"]
 
 
+def test_rows_that_are_pieces_of_one_text_are_joined_by_blank_lines(tmp_path):
+    done = read(tmp_path, source=NAME, name="wikitext-2-raw-v1", split="test", joined=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [" = Robert = \n\n\n He acts . \n"]
+
+
+def test_rows_of_two_kinds_are_no_pieces_of_one_text(tmp_path):
+    rows = [{"text": "a", "domain": "news"}, {"text": "b", "domain": "chat"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = read(tmp_path, source="a.jsonl", joined=True)
+    assert done.returncode == 1
+    assert "a.jsonl: rows of chat, news are no pieces of one text; leave joined out" in done.stderr
+
+
 def test_a_data_set_of_several_configurations_asks_for_one(tmp_path):
     done = read(tmp_path, source=NAME, split="test")
     assert done.returncode == 1

@@ -6,7 +6,7 @@ of text it is. A row that has neither is refused with its place: a corpus that s
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compress.corpus.chat import ChatTemplate, Span
@@ -35,11 +35,21 @@ class Document:
 
 def read_documents(recipe: CorpusRecipe, root: Path, template: ChatTemplate | None = None) -> list[Document]:
     """The documents of all parts of a recipe, local files found from `root`; `template` renders chat messages."""
-    return [
-        _document(row, place, number, part, recipe, template)
-        for number, part in enumerate(recipe.parts)
-        for place, row in _rows(part, root)
-    ]
+    documents = []
+    for number, part in enumerate(recipe.parts):
+        of_part = [_document(row, place, number, part, recipe, template) for place, row in _rows(part, root)]
+        documents += [_joined(of_part, part)] if part.joined else of_part
+    return documents
+
+
+def _joined(pieces: list[Document], part: Part) -> Document:
+    """The one text that the rows are pieces of."""
+    if any(piece.marked for piece in pieces):
+        raise CompressError(f"{part.source}: conversations are no pieces of one text; leave joined out")
+    if len(domains := sorted({piece.domain for piece in pieces})) != 1:
+        named = ", ".join(domains) or "no rows"
+        raise CompressError(f"{part.source}: rows of {named} are no pieces of one text; leave joined out")
+    return replace(pieces[0], text="\n\n".join(piece.text for piece in pieces))
 
 
 def _document(

@@ -9,6 +9,7 @@ from compress.strict import Strict
 FILES = (".jsonl", ".txt", ".parquet")  # any other source is a data set's id or folder
 
 Counts = Literal["all", "answers"]
+OWN = ("split", "name", "counts", "joined")  # what a source says of itself: of a mix each part does
 
 
 class Part(Strict):
@@ -19,6 +20,9 @@ class Part(Strict):
     split: str = Field("train", description="of a data set id")
     name: str | None = Field(None, description="the configuration of a data set that has several: wikitext-2-raw-v1")
     counts: Counts = Field("all", description="which tokens count: all, or of chat messages only the assistant's")
+    joined: bool = Field(
+        False, description="rows are pieces of one text, a blank line between, as WikiText is measured"
+    )
 
     @model_validator(mode="after")
     def _name_of_a_data_set(self) -> "Part":
@@ -41,7 +45,7 @@ Source = Annotated[
 
 
 class CorpusRecipe(Strict):
-    """Where text comes from and how much of it is taken; `split`, `name` and `counts` are a single source's."""
+    """Where text comes from and how much of it is taken; what `OWN` names is a single source's."""
 
     source: Source = Field(description="a file, or a Hugging Face data set id or folder; or a list of parts")
     windows: int = Field(ge=1)
@@ -50,12 +54,14 @@ class CorpusRecipe(Strict):
     split: str = "train"
     name: str | None = None
     counts: Counts = "all"
+    joined: bool = False
 
     @property
     def parts(self) -> list[Part]:
         """The sources with their weights; a single source is a mix of one."""
         if isinstance(self.source, str):
-            return [Part(source=self.source, weight=1.0, split=self.split, name=self.name, counts=self.counts)]
+            own = {name: getattr(self, name) for name in OWN}
+            return [Part(source=self.source, weight=1.0, **own)]
         return self.source
 
     @property
@@ -80,6 +86,6 @@ class CorpusRecipe(Strict):
 
     @model_validator(mode="after")
     def _said_where_it_is_heard(self) -> "CorpusRecipe":
-        if self.is_mix and (said := sorted({"split", "name", "counts"} & self.model_fields_set)):
+        if self.is_mix and (said := sorted(set(OWN) & self.model_fields_set)):
             raise ValueError(f"of a mix, {' and '.join(said)} must stand in each part of source")
         return self
