@@ -11,21 +11,12 @@ OURS, THEIRS, REMOVED = "#2f6db5", "#b9c4d0", "#d08a2e"
 Rows = Sequence[dict[str, Any]]
 
 
-def influence(rows: Rows, path: Path) -> None:
-    """Depth pruning: how much each layer changes its input, the removed ones marked."""
-    figure, axes = _canvas()
-    colors = [REMOVED if row["removed"] else OURS for row in rows]
-    axes.bar([row["layer"] for row in rows], [row["influence"] for row in rows], color=colors)
-    axes.set(xlabel="decoder layer (orange: removed)", ylabel="block influence, 1 − cosine")
-    _save(figure, path)
-
-
 def loss(rows: Rows, path: Path) -> None:
     """Distillation: the divergence from the teacher, step by step."""
     figure, axes = _canvas()
     axes.plot([row["step"] for row in rows], [row["loss_nats"] for row in rows], color=OURS)
     axes.set(xlabel="step", ylabel="KL from the teacher, nats a token", ylim=(0, None))
-    _save(figure, path)
+    save(figure, path)
 
 
 def linear_errors(rows: Rows, path: Path) -> None:
@@ -38,7 +29,7 @@ def linear_errors(rows: Rows, path: Path) -> None:
     axes.set_xticks(list(places)[::per_layer], [row["layer"] for row in rows[::per_layer]])
     axes.set(xlabel="decoder layer; bars: q k v o gate up down", ylabel="‖Δy‖² / ‖y‖²")
     axes.legend()
-    _save(figure, path)
+    save(figure, path)
 
 
 def weight_errors(rows: Rows, path: Path) -> None:
@@ -49,7 +40,7 @@ def weight_errors(rows: Rows, path: Path) -> None:
     per_layer = sum(row["layer"] == 0 for row in rows)
     axes.set_xticks(list(places)[::per_layer], [row["layer"] for row in rows[::per_layer]])
     axes.set(xlabel="decoder layer; bars: q k v o gate up down", ylabel="‖ΔW‖² / ‖W‖²")
-    _save(figure, path)
+    save(figure, path)
 
 
 def domains(by_domain: dict[str, dict[str, float]], path: Path) -> None:
@@ -57,7 +48,7 @@ def domains(by_domain: dict[str, dict[str, float]], path: Path) -> None:
     figure, axes = _canvas()
     axes.barh(list(by_domain), [metrics["kl_nats"] for metrics in by_domain.values()], color=OURS)
     axes.set(xlabel="KL from the base, nats a token")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _canvas() -> tuple[Figure, Axes]:
@@ -65,7 +56,8 @@ def _canvas() -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Writes a picture whose bytes depend on its numbers alone."""
     for axes in figure.axes:
         axes.grid(alpha=0.3, axis="both")
         axes.set_axisbelow(True)
