@@ -3,10 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.tokenizer import write_tokenizer
 from compress.checkpoint.write import ModelWriter
-from compress.corpus import load_windows
+from compress.corpus import Windows, load_windows
 from compress.prune.prune import Decision, Recipe, Work, decide, write
 from compress.prune.recipe import DepthRecipe
 from compress.prune.text import Text
@@ -23,7 +25,7 @@ def main(key: str, source: Path, calibration: Path, out: Path, trace: Path) -> N
     """Writes prune.KEY to OUT and what was measured on the way to the folder TRACE."""
     recipe = load(repository_root()).prune[key]
     origin, windows, checkpoint = parent(source), load_windows(calibration), Checkpoint(source)
-    text = Text.of(windows)
+    text = _text(windows)
     work = Work(checkpoint, text, _resources(recipe, checkpoint, text, out.parent), f"prune.{key}", show)
     decision = decide(work, recipe, out.parent)
     tensor_parallel = 1 if isinstance(recipe, DepthRecipe) else recipe.tensor_parallel
@@ -37,6 +39,11 @@ def main(key: str, source: Path, calibration: Path, out: Path, trace: Path) -> N
         errors = write(work, recipe, decision, ModelWriter(folder, decision.config, "llama"))
         write_tokenizer(source, folder)
     write_trace(trace, rows(recipe, decision, errors), pruned_plots.pruning)
+
+
+def _text(windows: Windows) -> Text:
+    masks = (None if mask is None else torch.from_numpy(mask) for mask in (windows.mask, windows.predicts))
+    return Text(torch.from_numpy(windows.tokens), *masks)
 
 
 def _resources(recipe: Recipe, checkpoint: Checkpoint, text: Text, folder: Path) -> Resources:

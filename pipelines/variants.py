@@ -74,12 +74,14 @@ QuantizeVariant = Annotated[
 
 
 def _prune_method(raw: object) -> str:
-    """The method that a recipe names, or what it is said to be where it has a target."""
-    return str(raw.get("method") if isinstance(raw, Mapping) else getattr(raw, "method", None))
+    """The method that a recipe names; the brackets keep it out of messages."""
+    return f"[{raw.get('method') if isinstance(raw, Mapping) else getattr(raw, 'method', None)}]"
 
 
 PruneVariant = Annotated[
-    Annotated[DepthVariant, Tag("depth")] | Annotated[WidthVariant, Tag("width")] | Annotated[MixVariant, Tag("mix")],
+    Annotated[DepthVariant, Tag("[depth]")]
+    | Annotated[WidthVariant, Tag("[width]")]
+    | Annotated[MixVariant, Tag("[mix]")],
     Discriminator(
         _prune_method,
         custom_error_type="method",

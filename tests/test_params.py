@@ -195,7 +195,7 @@ def test_every_problem_is_told_at_once(refused):
         ("prune", {"x": pruned(target={"parameters": 0.75})}, "prune.x.target: unknown key"),
         ("prune", {"x": mixed(intermediate_size=128)}, "prune.x: a target chooses the sizes; remove intermediate_size"),
         ("prune", {"x": mixed(target={"parameters": 1.5})}, "prune.x.target.parameters: input should be less than 1"),
-        ("prune", {"x": mixed(target={"speed": 0.5})}, "prune.x.target.parameters: missing"),
+        ("prune", {"x": mixed(target={"speed": 0.5})}, "prune.x.target: must be parameters or latency with a share"),
         ("prune", {"x": widened(kv_heads=1.5)}, "prune.x.kv_heads: input should be less than 1, found 1.5"),
         ("prune", {"x": widened(kv_heads=0)}, "prune.x.kv_heads: input should be greater than or equal to 1, found 0"),
         ("prune", {"x": widened(kv_heads="two")}, "prune.x.kv_heads: input should be a valid integer, found 'two'"),

@@ -17,7 +17,8 @@ BYTES = 2  # of a weight or a cached number
 
 def decoder_parameters(config: ModelConfig) -> int:
     """Parameters of the decoder layers: without embeddings, final norm and head."""
-    return sum(prod(shape) for name, shape in expected_shapes(config).items() if ".layers." in name)
+    shapes = expected_shapes(config.replace(num_hidden_layers=1))  # all layers are alike
+    return config.num_layers * sum(prod(shape) for name, shape in shapes.items() if ".layers." in name)
 
 
 def decode_bytes(config: ModelConfig) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 from compress.quantize.factor import damp_, factorize
 
 ROUNDS = 64  # inputs go in about so many lots, and are scored again between them
+STEADY = 0.01  # damping where inputs are chosen: enough to invert H, little enough to see quiet inputs as they are
 
 
 def refit(
@@ -36,15 +37,11 @@ def hardest_to_replace(
     H: Float[Tensor, "in_features in_features"],
     units: Int64[Tensor, "units size"],
     keep: int,
-    damping: float,
     place: str,
 ) -> Int64[Tensor, " keep"]:
     """The units of inputs, in order, that are left after those went whose loss the others make good best."""
-    damped = H.clone()
-    damp_(damped, damping)
-    factor = factorize(damped, place)
-    P = factor.solve(torch.eye(len(H), dtype=H.dtype, device=H.device))
-    W, left = W.clone(), torch.ones(len(units), dtype=torch.bool, device=units.device)
+    W, P = heard(W, H), inverse(H, place)
+    left = torch.ones(len(units), dtype=torch.bool, device=units.device)
     lot = -(-(len(units) - keep) // ROUNDS)
     while int(left.sum()) > keep:
         errors = removal_errors(W, P, units).masked_fill(~left, torch.inf)
@@ -52,6 +49,20 @@ def hardest_to_replace(
         left[gone] = False
         _take_out_(W, P, units[gone].flatten())
     return left.nonzero()[:, 0]
+
+
+def heard(
+    W: Float[Tensor, "out in_features"], H: Float[Tensor, "in_features in_features"]
+) -> Float[Tensor, "out in_features"]:
+    """A copy of W that is zero where an input always is: what such an input's weight is says nothing."""
+    return W * (H.diagonal() > 0)
+
+
+def inverse(H: Float[Tensor, "in_features in_features"], place: str) -> Float[Tensor, "in_features in_features"]:
+    """H⁻¹, damped as little as choosing needs."""
+    damped = H.clone()
+    damp_(damped, STEADY)
+    return factorize(damped, place).solve(torch.eye(len(H), dtype=H.dtype, device=H.device))
 
 
 def removal_errors(

@@ -17,8 +17,7 @@ from compress.checkpoint.runner import LayerRunner
 from compress.explain.head import Head
 from compress.progress import Progress, silent
 from compress.prune.counting import Counted
-from compress.prune.least_squares import removal_errors
-from compress.quantize.factor import damp_, factorize
+from compress.prune.least_squares import heard, inverse, removal_errors
 from compress.quantize.resources import Resources
 from compress.quantize.sites import SITES, joined_weight
 from compress.quantize.statistics import Accumulator, Statistics
@@ -30,7 +29,6 @@ def channel_scores(
     checkpoint: Checkpoint,
     tokens: Tensor,
     importance: str,
-    damping: float,
     resources: Resources,
     counted: Counted,
     progress: Progress = silent,
@@ -50,10 +48,10 @@ def channel_scores(
                     accumulator.add(counted(at, x))
             if not site.writes_residual:
                 W = joined_weight(layer, site)
-                total += _worth(W, accumulator.means(), importance, damping, f"layers.{n}.{site.key}")
+                total += _worth(W, accumulator.means(), importance, f"layers.{n}.{site.key}")
         runner.release(n)
     head = Head(checkpoint, resources.device)
-    return total + _worth(head.W, _behind_norm(head, hidden, counted), importance, damping, "lm_head")
+    return total + _worth(head.W, _behind_norm(head, hidden, counted), importance, "lm_head")
 
 
 def _behind_norm(head: Head, hidden: HiddenStates, counted: Counted) -> Statistics:
@@ -63,14 +61,12 @@ def _behind_norm(head: Head, hidden: HiddenStates, counted: Counted) -> Statisti
     return accumulator.means()
 
 
-def _worth(W: Tensor, statistics: Statistics, importance: str, damping: float, place: str) -> Float[Tensor, " hidden"]:
+def _worth(W: Tensor, statistics: Statistics, importance: str, place: str) -> Float[Tensor, " hidden"]:
     if importance == "activation":
         return statistics.magnitude / statistics.magnitude.mean()
     H = statistics.H
     power = ((W @ H) * W).sum()
-    damp_(H, damping)
-    P = factorize(H, place).solve(torch.eye(len(H), device=H.device))
-    return removal_errors(W, P, torch.arange(len(H), device=H.device)[:, None]) / power
+    return removal_errors(heard(W, H), inverse(H, place), torch.arange(len(H), device=H.device)[:, None]) / power
 
 
 def most_worth(scores: Float[Tensor, " hidden"], keep: int) -> Int64[Tensor, " keep"]:

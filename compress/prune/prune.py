@@ -19,7 +19,7 @@ from compress.prune.depth import Round, by_influence, by_kl, layers_of, require_
 from compress.prune.leave_out import LeaveOut
 from compress.prune.mix import Way, ways
 from compress.prune.narrow import channel_scores, most_worth
-from compress.prune.recipe import DepthRecipe, Layers, MixRecipe, WidthRecipe
+from compress.prune.recipe import Compensation, DepthRecipe, Layers, MixRecipe, WidthRecipe
 from compress.prune.sizes import FIELDS, Sizes, broken, resolved, with_sizes
 from compress.prune.text import Text
 from compress.prune.width import Plan, SiteError, narrow_model
@@ -78,10 +78,15 @@ def decide(work: Work, recipe: Recipe, workspace: Path) -> Decision:
 
 def write(work: Work, recipe: Recipe, decision: Decision, writer: ModelWriter) -> list[SiteError]:
     """Writes the pruned model; what the sites lost that were cut."""
-    if isinstance(recipe, DepthRecipe):
-        write_without(work.source, list(decision.removed), writer)
-        return []
-    plan = Plan(decision.config, decision.removed, _channels(work, recipe, decision), recipe.importance, recipe.damping)
+    match recipe:
+        case DepthRecipe(compensation=None):
+            write_without(work.source, list(decision.removed), writer)
+            return []
+        case DepthRecipe(compensation=Compensation(damping=damping)):
+            channels, importance = torch.arange(int(decision.config.fields["hidden_size"])), "gram"
+        case WidthRecipe(importance=importance, damping=damping) | MixRecipe(importance=importance, damping=damping):
+            channels = _channels(work, importance, decision)
+    plan = Plan(decision.config, decision.removed, channels, importance, damping)
     text = work.text
     return narrow_model(work.source, text.tokens, plan, writer, work.resources, work.progress, text.counted)
 
@@ -117,15 +122,12 @@ def _sizes(work: Work, recipe: WidthRecipe) -> Sizes:
     return sizes
 
 
-def _channels(work: Work, recipe: WidthRecipe | MixRecipe, decision: Decision) -> Int64[Tensor, " channels"]:
-    hidden = int(work.source.config.fields["hidden_size"])
-    keep = int(decision.config.fields["hidden_size"])
+def _channels(work: Work, importance: str, decision: Decision) -> Int64[Tensor, " channels"]:
+    hidden, keep = (int(config.fields["hidden_size"]) for config in (work.source.config, decision.config))
     if keep == hidden:
         return torch.arange(hidden)
     text, counted = work.text, Counted(work.text.counted)
-    scores = channel_scores(
-        work.source, text.tokens, recipe.importance, recipe.damping, work.resources, counted, work.progress
-    )
+    scores = channel_scores(work.source, text.tokens, importance, work.resources, counted, work.progress)
     return most_worth(scores, keep).cpu()
 
 

@@ -28,6 +28,12 @@ Size = Annotated[
 ]
 
 
+class Compensation(Strict):
+    """The linears that stay make good what is missing, by least squares over the calibration windows."""
+
+    damping: float = Field(0.1, gt=0, le=10, description="pull to the plain cut, as a share of the mean Gram diagonal")
+
+
 class DepthRecipe(Strict):
     """Leaves out decoder layers: those that change their input least, or whose absence the answers show least."""
 
@@ -36,6 +42,7 @@ class DepthRecipe(Strict):
     score: Literal["influence", "kl"] = "influence"  # one run of the whole model; or one for each layer and round
     contiguous: bool = False  # neighbours only
     windows: int = Field(8, ge=1, description="calibration windows that KL is measured on")
+    compensation: Compensation | None = None  # null: the layers that stay keep their weights, bit for bit
 
 
 class Contract(Strict):
@@ -57,7 +64,7 @@ class WidthRecipe(Contract):
     hidden_size: Size | None = None
     remove_layers: Layers | None = None
     importance: Literal["gram", "activation"] = "gram"
-    damping: float = Field(0.01, gt=0, le=10, description="pull to the plain cut, as a share of the mean Gram diagonal")
+    damping: float = Field(0.1, gt=0, le=10, description="pull to the plain cut, as a share of the mean Gram diagonal")
     windows: int = Field(8, ge=1, description="calibration windows that KL is measured on, where layers go")
 
     @model_validator(mode="after")
@@ -80,12 +87,18 @@ class LatencyTarget(Strict):
 
 
 SIZES = ("intermediate_size", "kv_heads", "hidden_size", "remove_layers")
+
+
+def _bounded(raw: object) -> str:
+    """What a target bounds; the brackets keep the name out of messages."""
+    said = set(raw if isinstance(raw, dict) else getattr(raw, "__dict__", {}))
+    return f"[{', '.join(sorted(said))}]"
+
+
 Target = Annotated[
     Annotated[ParametersTarget, Tag("[parameters]")] | Annotated[LatencyTarget, Tag("[latency]")],
     Discriminator(
-        lambda raw: "[latency]" if "latency" in (raw if isinstance(raw, dict) else vars(raw)) else "[parameters]",
-        custom_error_type="target",
-        custom_error_message="must be parameters or latency with a share",
+        _bounded, custom_error_type="target", custom_error_message="must be parameters or latency with a share"
     ),
 ]
 
@@ -96,7 +109,7 @@ class MixRecipe(Contract):
     method: Literal["mix"]
     target: Target
     importance: Literal["gram", "activation"] = "gram"
-    damping: float = Field(0.01, gt=0, le=10, description="pull to the plain cut, as a share of the mean Gram diagonal")
+    damping: float = Field(0.1, gt=0, le=10, description="pull to the plain cut, as a share of the mean Gram diagonal")
     windows: int = Field(8, ge=1, description="calibration windows that KL is measured on")
 
     @model_validator(mode="before")

@@ -5,7 +5,6 @@ groups may lose layers. What pruning changes must be right.
 """
 
 from collections.abc import Mapping
-from typing import get_args
 
 from compress.checkpoint.config import ModelConfig
 from compress.errors import CompressError
@@ -15,7 +14,6 @@ from compress.quantize.turbomind import WeightFormat, Weights, problems
 FORMAT_OF_GROUPS: Mapping[int, WeightFormat] = {128: "awq", 32: "compressed-tensors"}
 FIELDS = {"intermediate_size": "intermediate_size", "kv_heads": "num_key_value_heads", "hidden_size": "hidden_size"}
 Sizes = Mapping[str, int]  # by the recipe's names
-assert get_args(Size)
 
 
 def size_of(config: ModelConfig, name: str) -> int:
@@ -71,6 +69,6 @@ def resolved(source: ModelConfig, name: str, wish: Size, contract: Contract, pla
     return min(legal, key=lambda size: (abs(size - goal), size))
 
 
-def _around(legal: list[int], goal: float) -> list[int]:
+def _around(legal: list[int], goal: int | float) -> list[int]:
     """The legal sizes next to one that is not."""
-    return [size for size in (*legal[::-1],) if size < goal][:1] + [size for size in legal if size > goal][:1]
+    return [size for size in legal[::-1] if size < goal][:1] + [size for size in legal if size > goal][:1]

@@ -6,8 +6,6 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from compress.corpus import Windows
-
 
 @dataclass(frozen=True)
 class Text:
@@ -16,12 +14,6 @@ class Text:
     tokens: Integer[Tensor, "windows length"]
     counted: Bool[Tensor, "windows length"] | None = None
     predicts: Bool[Tensor, "windows length"] | None = None
-
-    @classmethod
-    def of(cls, windows: Windows) -> "Text":
-        """The windows of a corpus."""
-        mask, predicts = (None if m is None else torch.from_numpy(m) for m in (windows.mask, windows.predicts))
-        return cls(torch.from_numpy(windows.tokens), mask, predicts)
 
     def __getitem__(self, at: slice) -> "Text":
         counted, predicts = (None if part is None else part[at] for part in (self.counted, self.predicts))

@@ -99,22 +99,38 @@ class _Walk:
         for at, h in self.whole.hidden.batches():
             self.pruned.hidden.put_(at, h[..., self.channels])
         self._written = 0
+        sizes = ("num_key_value_heads", "intermediate_size", "hidden_size")
+        self._apart = any(plan.config.fields[size] != checkpoint.config.fields[size] for size in sizes)
 
     def step(self, n: int) -> list[SiteError]:
         """Takes the windows through layer n of both models, and writes what is left of it."""
         original = self.runner.load(n)
         errors: list[SiteError] = []
         if n in self.plan.removed:
+            self._part_()
             self.whole.move_(original, *WHOLE_LAYER)
-        else:
-            layer = copy.deepcopy(original)
-            if self.narrows:
-                narrow_(layer, self.channels)
-            for number, site in enumerate(SITES):
-                errors += self._site_(layer, original, number, site, n)
-            self.pruned.move_(layer, LEAVE)
-            self._store(layer)
+        elif self._apart:
+            errors = self._layer(original, n)
+        else:  # nothing is missing yet: the layer stays what it is
+            self.whole.move_(original, *WHOLE_LAYER)
+            self._store(original)
         self.runner.release(n)
+        return errors
+
+    def _part_(self) -> None:
+        """From here on the pruned model's windows are elsewhere than the whole model's."""
+        if not self._apart:
+            self.whole.hidden.settle()
+            self.pruned.hidden.values.copy_(self.whole.hidden.values)
+            self._apart = True
+
+    def _layer(self, original: nn.Module, n: int) -> list[SiteError]:
+        layer = copy.deepcopy(original)
+        if self.narrows:
+            narrow_(layer, self.channels)
+        errors = [error for number, site in enumerate(SITES) for error in self._site_(layer, original, number, site, n)]
+        self.pruned.move_(layer, LEAVE)
+        self._store(layer)
         return errors
 
     def finish(self) -> None:
@@ -135,6 +151,10 @@ class _Walk:
 
     def _site_(self, layer: nn.Module, original: nn.Module, number: int, site: Site, n: int) -> list[SiteError]:
         """Cuts and refits the linears of a site."""
+        if not (site.writes_residual or self.narrows):  # it reads what it read before, and keeps its weights
+            if ROUNDED[number].moves:
+                self.pruned.move_(layer, ROUNDED[number])
+            return []
         place = f"layers.{n}.{site.key}"
         if self.narrows and not site.writes_residual:
             scale_norm_(layer, site.producer, rms_ratio(self.whole.hidden, self.channels))
@@ -192,7 +212,7 @@ class _Walk:
             left = statistics.magnitude[units].sum(1).argsort(descending=True, stable=True)[:keep].sort().values
         else:
             W = refit(B, T, H, self.plan.damping, place)
-            left = hardest_to_replace(W, H, units, keep, self.plan.damping, place)
+            left = hardest_to_replace(W, H, units, keep, place)
         return units[left].flatten()
 
     def _units(self, site: Site, size: int, device: torch.device) -> tuple[Int64[Tensor, "units size"], int]:
