@@ -1,6 +1,6 @@
 """One picture a variant of how it was made and one of what it lost; they go to MLflow with the numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ def loss(rows: Rows, path: Path) -> None:
     figure, axes = _canvas()
     axes.plot([row["step"] for row in rows], [row["loss_nats"] for row in rows], color=OURS)
     axes.set(xlabel="step", ylabel="KL from the teacher, nats a token", ylim=(0, None))
-    save(figure, path)
+    _save(figure, path)
 
 
 def linear_errors(rows: Rows, path: Path) -> None:
@@ -29,7 +29,7 @@ def linear_errors(rows: Rows, path: Path) -> None:
     axes.set_xticks(list(places)[::per_layer], [row["layer"] for row in rows[::per_layer]])
     axes.set(xlabel="decoder layer; bars: q k v o gate up down", ylabel="‖Δy‖² / ‖y‖²")
     axes.legend()
-    save(figure, path)
+    _save(figure, path)
 
 
 def weight_errors(rows: Rows, path: Path) -> None:
@@ -40,7 +40,7 @@ def weight_errors(rows: Rows, path: Path) -> None:
     per_layer = sum(row["layer"] == 0 for row in rows)
     axes.set_xticks(list(places)[::per_layer], [row["layer"] for row in rows[::per_layer]])
     axes.set(xlabel="decoder layer; bars: q k v o gate up down", ylabel="‖ΔW‖² / ‖W‖²")
-    save(figure, path)
+    _save(figure, path)
 
 
 def domains(by_domain: dict[str, dict[str, float]], path: Path) -> None:
@@ -48,7 +48,15 @@ def domains(by_domain: dict[str, dict[str, float]], path: Path) -> None:
     figure, axes = _canvas()
     axes.barh(list(by_domain), [metrics["kl_nats"] for metrics in by_domain.values()], color=OURS)
     axes.set(xlabel="KL from the base, nats a token")
-    save(figure, path)
+    _save(figure, path)
+
+
+def panels(draws: Sequence[Callable[[Axes], None]], path: Path) -> None:
+    """Several panels, one above the other."""
+    figure = Figure(figsize=(7, 3.5 * len(draws)), layout="constrained")
+    for draw, axes in zip(draws, figure.subplots(len(draws), squeeze=False)[:, 0], strict=True):
+        draw(axes)
+    _save(figure, path)
 
 
 def _canvas() -> tuple[Figure, Axes]:
@@ -56,8 +64,7 @@ def _canvas() -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Writes a picture whose bytes depend on its numbers alone."""
+def _save(figure: Figure, path: Path) -> None:
     for axes in figure.axes:
         axes.grid(alpha=0.3, axis="both")
         axes.set_axisbelow(True)

@@ -1,11 +1,11 @@
 """How a pruned model came about, in one picture: layers' scores, a target's candidates, the errors of what was cut."""
 
+from functools import partial
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from pipelines.plots import OURS, REMOVED, THEIRS, Rows, save
+from pipelines.plots import OURS, REMOVED, THEIRS, Rows, panels
 
 KL = "KL to the whole model, nats a token"
 
@@ -13,10 +13,7 @@ KL = "KL to the whole model, nats a token"
 def pruning(rows: Rows, path: Path) -> None:
     """A panel for each kind of row that there is."""
     kinds = [(draw, part) for draw, mark in PANELS.items() if (part := [row for row in rows if mark in row])]
-    figure = Figure(figsize=(7, 3.5 * len(kinds)), layout="constrained")
-    for axes, (draw, part) in zip(figure.subplots(len(kinds), squeeze=False)[:, 0], kinds, strict=True):
-        draw(part, axes)
-    save(figure, path)
+    panels([partial(draw, part) for draw, part in kinds], path)
 
 
 def _layers(rows: Rows, axes: Axes) -> None:

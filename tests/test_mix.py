@@ -1,13 +1,14 @@
 """A target is met by the mix that loses least, measured on windows that nothing was fitted to."""
 
 import pytest
-from test_width import WIDE, ids, pruned, source
+from test_width import WIDE, ids, source
 
 from compress.checkpoint.checkpoint import Checkpoint
+from compress.checkpoint.write import ModelWriter
 from compress.errors import CompressError
 from compress.prune.budget import decode_bytes, decoder_parameters, share
 from compress.prune.mix import ways
-from compress.prune.prune import Work, decide
+from compress.prune.prune import Work, decide, write
 from compress.prune.recipe import LatencyTarget, MixRecipe, ParametersTarget
 from compress.prune.text import Text
 from compress.quantize.resources import Resources
@@ -60,7 +61,9 @@ def test_the_way_that_loses_least_is_taken_and_the_result_meets_the_target(model
     best = min(decision.candidates, key=lambda candidate: candidate.kl_nats)
     assert decision.sizes == best.way.sizes
     assert len(decision.removed) == best.way.remove_layers
-    made = Checkpoint(pruned(model, tmp_path / "p", recipe)).config
+    (tmp_path / "p").mkdir()
+    write(work, recipe, decision, ModelWriter(tmp_path / "p", decision.config, "llama"))
+    made = Checkpoint(tmp_path / "p").config
     (most,) = target.values()
     assert share(made, checkpoint.config, recipe.target) == best.way.share <= most
 

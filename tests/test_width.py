@@ -188,7 +188,7 @@ def test_tokens_that_do_not_count_are_not_fitted_to(tmp_path):
 @pytest.mark.parametrize("tensor_parallel", [1, 2])
 def test_every_pruned_model_keeps_the_contract(tmp_path, tensor_parallel):
     """In 16 bits and in 4, in both layouts."""
-    sizes = {"hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 4}
+    sizes = {"hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 512}
     folder = source(tmp_path / "m", config=WIDE | sizes)
     said = {"tensor_parallel": tensor_parallel}
     recipes = [

@@ -175,30 +175,24 @@ class _Walk:
         self, layer: nn.Module, original: nn.Module, number: int, site: Site, place: str
     ) -> tuple[Statistics, Tensor, float]:
         """What the site reads in the pruned model, T, and the mean square of y where y is written to the residual."""
-        inputs, drifts = Accumulator(), Accumulator()
-        W = joined_weight(original, site)
+        inputs, W = Accumulator(), joined_weight(original, site)
         W = W[self.channels] if site.writes_residual else W
         power, count = 0.0, 0
         pruned, whole = self.pruned.through(layer, ROUNDED[number]), self.whole.through(original, FLOATS[number])
         for at, (h, seen), (h_whole, meant) in zip(self.pruned.hidden.slices(), pruned, whole, strict=True):
             x, x_whole = self.counted(at, seen), self.counted(at, meant)
-            inputs.add(x, drift=x_whole)
+            drift = self.counted(at, h_whole[..., self.channels] - h)
+            inputs.add(x, drift=torch.cat([x_whole, drift], 1) if site.writes_residual else x_whole)
             if site.writes_residual:
-                drift = self.counted(at, h_whole[..., self.channels]).float() - self.counted(at, h).float()
-                drifts.add(x.float(), drift=drift)
-                power += float((x_whole.float() @ W.t() + drift).square().sum())
+                power += float((x_whole.float() @ W.t() + drift.float()).square().sum())
                 count += len(x)
         means = inputs.means()
         if not torch.isfinite(means.H.diagonal()).all():
             reach = f"activations leave the range of {self.runner.dtype}"
             raise CompressError(f"{place}: {reach}; set TURBOPRESS_DEVICE=cpu, where they have more")
         assert means.R is not None
-        T = W @ means.R
-        if site.writes_residual:
-            lost = drifts.means().R
-            assert lost is not None
-            T += lost
-        return means, T, power / max(count, 1)
+        C, lost = means.R[: W.shape[1]], means.R[W.shape[1] :]
+        return means, W @ C + lost if site.writes_residual else W @ C, power / max(count, 1)
 
     def _kept(
         self, site: Site, B: Tensor, T: Tensor, statistics: Statistics, place: str
