@@ -25,9 +25,11 @@ def model(tmp_path_factory):
     return source(tmp_path_factory.mktemp("mix") / "m", config=DEEP)
 
 
-def test_decoder_parameters_are_those_of_the_layers(model):
+def test_decoder_parameters_are_the_weights_of_the_layers(model):
     checkpoint = Checkpoint(model)
-    counted = sum(checkpoint.tensor(name).numel() for n in range(4) for name in checkpoint.layer_names(n))
+    tensors = [checkpoint.tensor(name) for n in range(4) for name in checkpoint.layer_names(n)]
+    counted = sum(tensor.numel() for tensor in tensors if tensor.dim() == 2)
+    assert 0.99 * sum(tensor.numel() for tensor in tensors) < counted
     assert decoder_parameters(checkpoint.config) == counted
 
 

@@ -130,10 +130,21 @@ def test_of_two_equal_channels_one_goes_and_the_other_gives_for_both(tmp_path):
     folder = source(tmp_path / "m", double)
     recipe = {"intermediate_size": 256, "damping": SMALL_DAMPING}
     made_good, cut = (
-        pruned(folder, tmp_path / kind, width(**recipe, importance=kind)) for kind in ("gram", "activation")
+        pruned(folder, tmp_path / kind, width(**recipe, importance=kind), Text(windows(128, 32, 128, seed=5)))
+        for kind in ("gram", "activation")
     )
-    assert kl(made_good, folder) < 1e-3
     assert kl(cut, folder) > 0.05
+    assert kl(made_good, folder) < 0.1 * kl(cut, folder)
+
+
+def test_few_tokens_for_many_inputs_are_not_trusted(tmp_path):
+    """Fitted to 128 tokens, 256 inputs would follow their noise: what is made good is no worse than the plain cut."""
+    folder, text = source(tmp_path / "m"), Text(ids(4))
+    ours, plain = (
+        kl(pruned(folder, tmp_path / kind, width(intermediate_size=256, importance=kind), text), folder)
+        for kind in ("gram", "activation")
+    )
+    assert ours < 1.1 * plain
 
 
 @pytest.mark.parametrize("name", IDLE)

@@ -16,9 +16,11 @@ BYTES = 2  # of a weight or a cached number
 
 
 def decoder_parameters(config: ModelConfig) -> int:
-    """Parameters of the decoder layers: without embeddings, final norm and head."""
+    """Weights of the decoder layers' linears: all of their parameters but a thousandth, which are norms and biases."""
     shapes = expected_shapes(config.replace(num_hidden_layers=1))  # all layers are alike
-    return config.num_layers * sum(prod(shape) for name, shape in shapes.items() if ".layers." in name)
+    return config.num_layers * sum(
+        prod(shape) for name, shape in shapes.items() if ".layers." in name and len(shape) == 2
+    )
 
 
 def decode_bytes(config: ModelConfig) -> int:

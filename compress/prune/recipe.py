@@ -75,7 +75,7 @@ class WidthRecipe(Contract):
 
 
 class ParametersTarget(Strict):
-    """The decoder's parameters, embeddings and head not counted, as a share of the source's."""
+    """The weights of the decoder's linears, without embeddings and head, as a share of the source's."""
 
     parameters: Share
 

@@ -98,6 +98,7 @@ class _Walk:
         self.runner.embed_(self.whole.hidden, tokens)
         for at, h in self.whole.hidden.batches():
             self.pruned.hidden.put_(at, h[..., self.channels])
+        self.num_tokens = tokens.numel() if counted.where is None else max(1, int(counted.where.sum()))
         self._written = 0
         sizes = ("num_key_value_heads", "intermediate_size", "hidden_size")
         self._apart = any(plan.config.fields[size] != checkpoint.config.fields[size] for size in sizes)
@@ -164,7 +165,7 @@ class _Walk:
         if kept is not None:
             keep_inputs_(layer, site, kept, self.plan.config.head_dim)
             B, T, H = B[:, kept], T[:, kept], H[kept][:, kept]
-        W = B if self.plan.importance == "activation" else refit(B, T, H, self.plan.damping, place)
+        W = B if self.plan.importance == "activation" else refit(B, T, H, self._damping(len(H)), place)
         for name, rows in site.rows(layer).items():
             set_weight_(layer, name, W[rows])
         if not site.writes_residual:
@@ -205,7 +206,7 @@ class _Walk:
         if self.plan.importance == "activation":
             left = statistics.magnitude[units].sum(1).argsort(descending=True, stable=True)[:keep].sort().values
         else:
-            W = refit(B, T, H, self.plan.damping, place)
+            W = refit(B, T, H, self._damping(len(H)), place)
             left = hardest_to_replace(W, H, units, keep, place)
         return units[left].flatten()
 
@@ -218,6 +219,10 @@ class _Walk:
             heads_each = before.num_heads // before.num_kv_heads
             return group_units(before.num_kv_heads, heads_each, before.head_dim, device), after.num_kv_heads
         return torch.arange(size, device=device)[:, None], size
+
+    def _damping(self, inputs: int) -> float:
+        """More where there are few tokens for so many inputs: least squares would fit their noise."""
+        return self.plan.damping + inputs / self.num_tokens
 
     def _store(self, layer: nn.Module) -> None:
         dtype = getattr(torch, self.plan.config.fields["torch_dtype"])
