@@ -11,12 +11,11 @@ from pydantic import Field, ValidationError, model_validator
 
 from compress.corpus import CorpusRecipe
 from compress.distill.recipe import DistillRecipe
-from compress.prune.recipe import DepthRecipe
 from compress.strict import Strict
 from pipelines import lineage, repairs
 from pipelines.limits import Gate
 from pipelines.lineage import BASE
-from pipelines.variants import QuantizeVariant, Served
+from pipelines.variants import Pruned, PruneVariant, QuantizeVariant, Served
 from serving.profile import EngineProfile
 
 FILE = "params.yaml"
@@ -41,12 +40,6 @@ class Data(Strict):
     calibration: CorpusRecipe
     evaluation: CorpusRecipe
     distillation: CorpusRecipe
-
-
-class PruneVariant(DepthRecipe):
-    """A pruned model."""
-
-    from_: str = Field(alias="from")
 
 
 class DistillVariant(DistillRecipe):
@@ -94,7 +87,7 @@ class Params(Strict):
         match self.prune.get(key) or self.distill.get(key) or self.quantize.get(key):
             case DistillVariant(from_=student, teacher=teacher):
                 return {"from": student, "teacher": teacher}
-            case PruneVariant(from_=source) | Served(from_=source):
+            case Pruned(from_=source) | Served(from_=source):
                 return {"from": source}
         return {}
 

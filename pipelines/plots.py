@@ -1,6 +1,6 @@
 """One picture a variant of how it was made and one of what it lost; they go to MLflow with the numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +9,6 @@ from matplotlib.figure import Figure
 
 OURS, THEIRS, REMOVED = "#2f6db5", "#b9c4d0", "#d08a2e"
 Rows = Sequence[dict[str, Any]]
-
-
-def influence(rows: Rows, path: Path) -> None:
-    """Depth pruning: how much each layer changes its input, the removed ones marked."""
-    figure, axes = _canvas()
-    colors = [REMOVED if row["removed"] else OURS for row in rows]
-    axes.bar([row["layer"] for row in rows], [row["influence"] for row in rows], color=colors)
-    axes.set(xlabel="decoder layer (orange: removed)", ylabel="block influence, 1 − cosine")
-    _save(figure, path)
 
 
 def loss(rows: Rows, path: Path) -> None:
@@ -57,6 +48,14 @@ def domains(by_domain: dict[str, dict[str, float]], path: Path) -> None:
     figure, axes = _canvas()
     axes.barh(list(by_domain), [metrics["kl_nats"] for metrics in by_domain.values()], color=OURS)
     axes.set(xlabel="KL from the base, nats a token")
+    _save(figure, path)
+
+
+def panels(draws: Sequence[Callable[[Axes], None]], path: Path) -> None:
+    """Several panels, one above the other."""
+    figure = Figure(figsize=(7, 3.5 * len(draws)), layout="constrained")
+    for draw, axes in zip(draws, figure.subplots(len(draws), squeeze=False)[:, 0], strict=True):
+        draw(axes)
     _save(figure, path)
 
 

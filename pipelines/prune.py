@@ -1,5 +1,6 @@
-"""Stage `prune`: a model without the decoder layers that matter least."""
+"""Stage `prune`: a model with fewer layers, or narrower ones, in sizes that TurboMind loads."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -7,34 +8,68 @@ import torch
 from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.tokenizer import write_tokenizer
 from compress.checkpoint.write import ModelWriter
-from compress.corpus import load_windows
-from compress.prune.depth import block_influence, least_influential, write_without
+from compress.corpus import Windows, load_windows
+from compress.prune.prune import Decision, Recipe, Work, decide, write
+from compress.prune.recipe import DepthRecipe
+from compress.prune.text import Text
+from compress.prune.width import SiteError
+from compress.quantize.resources import Resources, place_for
 from compress.quantize.turbomind import require_servable
-from pipelines import plots
+from pipelines import pruned_plots
 from pipelines.params import load
 from pipelines.progress import show
-from pipelines.stage import device, new_artifact, parent, repository_root, run, write_trace
+from pipelines.stage import Rows, device, new_artifact, parent, repository_root, run, write_trace
 
 
 def main(key: str, source: Path, calibration: Path, out: Path, trace: Path) -> None:
-    """Writes prune.KEY to OUT and each layer's influence to the folder TRACE."""
+    """Writes prune.KEY to OUT and what was measured on the way to the folder TRACE."""
     recipe = load(repository_root()).prune[key]
     origin, windows, checkpoint = parent(source), load_windows(calibration), Checkpoint(source)
-    counted = None if windows.mask is None else torch.from_numpy(windows.mask)
-    tokens = torch.from_numpy(windows.tokens)
-    scores = block_influence(checkpoint, tokens, counted=counted, device=device(), progress=show)
-    removed = least_influential(scores, recipe.remove_layers, f"prune.{key}")
-    config = checkpoint.config.replace(num_hidden_layers=checkpoint.config.num_layers - len(removed))
-    require_servable(config, "llama", None, f"prune.{key}")
-    said = {**recipe.model_dump(by_alias=True, mode="json"), "removed": removed}
+    text = _text(windows)
+    work = Work(checkpoint, text, _resources(recipe, checkpoint, text, out.parent), f"prune.{key}", show)
+    decision = decide(work, recipe, out.parent)
+    tensor_parallel = 1 if isinstance(recipe, DepthRecipe) else recipe.tensor_parallel
+    require_servable(decision.config, "llama", None, f"prune.{key}", tensor_parallel)
+    said = recipe.model_dump(by_alias=True, mode="json")
+    made = {"removed": list(decision.removed), "sizes": dict(decision.sizes)}
     with new_artifact(
-        out, kind="pruned", recipe=said, parents={"from": origin}, data={"calibration": windows.digest}, seed=None,
-        origin=origin.origin,
+        out, kind="pruned", recipe=said | made, parents={"from": origin}, data={"calibration": windows.digest},
+        seed=None, origin=origin.origin,
     ) as folder:  # fmt: skip
-        write_without(checkpoint, removed, ModelWriter(folder, config, "llama"))
+        errors = write(work, recipe, decision, ModelWriter(folder, decision.config, "llama"))
         write_tokenizer(source, folder)
-    rows = [{"layer": n, "influence": s, "removed": n in removed} for n, s in enumerate(scores)]
-    write_trace(trace, rows, plots.influence)
+    write_trace(trace, rows(recipe, decision, errors), pruned_plots.pruning)
+
+
+def _text(windows: Windows) -> Text:
+    masks = (None if mask is None else torch.from_numpy(mask) for mask in (windows.mask, windows.predicts))
+    return Text(torch.from_numpy(windows.tokens), *masks)
+
+
+def _resources(recipe: Recipe, checkpoint: Checkpoint, text: Text, folder: Path) -> Resources:
+    """On disk wait the windows that memory has no room for: a stream for each layer where KL is measured, or two."""
+    hidden, length = int(checkpoint.config.fields["hidden_size"]), text.tokens.shape[1]
+    measured = 0 if isinstance(recipe, DepthRecipe) and recipe.score != "kl" else recipe.windows
+    copies = max((checkpoint.config.num_layers + 2) * min(measured, len(text)), 2 * len(text))
+    folder.mkdir(parents=True, exist_ok=True)
+    return replace(Resources(device()), disk=place_for(copies * length * hidden * 4, folder))
+
+
+def rows(recipe: Recipe, decision: Decision, errors: list[SiteError]) -> Rows:
+    """The trace: scores of layers round by round, candidates of a target, output errors of what was cut."""
+    score = "influence" if isinstance(recipe, DepthRecipe) and recipe.score == "influence" else "kl_nats"
+    layers = [
+        {"round": number, "layer": n, score: value, "removed": n in one.removed}
+        for number, one in enumerate(decision.rounds)
+        for n, value in one.scores.items()
+    ]
+    candidates = [
+        {"way": str(one.way), "share": one.way.share, "kl_nats": one.kl_nats, "remove_layers": one.way.remove_layers}
+        | dict(one.way.sizes)
+        for one in decision.candidates
+    ]
+    sites = [{"layer": e.layer, "linear": e.linear, "error": e.error, "plain_error": e.plain_error} for e in errors]
+    return [*layers, *candidates, *sites]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What `quantize` in params.yaml may hold: a recipe of one of three methods, and how its model is served."""
+"""What `prune` and `quantize` in params.yaml may hold: a recipe of one of three methods, and what it is made from."""
 
 from collections.abc import Mapping
 from typing import Annotated
@@ -6,10 +6,29 @@ from typing import Annotated
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
 
 from compress.checkpoint.config import LayoutName
+from compress.prune.recipe import DepthRecipe, MixRecipe, WidthRecipe
 from compress.quantize.recipe import AwqRecipe
 from compress.quantize.schemes import Fp8Recipe, Int8Recipe
 from compress.quantize.turbomind import KERNELS
 from compress.strict import Strict
+
+
+class Pruned(Strict):
+    """A model made smaller."""
+
+    from_: str = Field(alias="from")
+
+
+class DepthVariant(DepthRecipe, Pruned):
+    """A model with fewer layers."""
+
+
+class WidthVariant(WidthRecipe, Pruned):
+    """A model with narrower layers."""
+
+
+class MixVariant(MixRecipe, Pruned):
+    """A model that meets a target."""
 
 
 class Served(Strict):
@@ -50,5 +69,22 @@ QuantizeVariant = Annotated[
     Annotated[AwqVariant, Tag("awq")] | Annotated[Fp8Variant, Tag("fp8")] | Annotated[Int8Variant, Tag("int8")],
     Discriminator(
         _method, custom_error_type="method", custom_error_message="must hold settings of method awq, fp8 or int8"
+    ),
+]
+
+
+def _prune_method(raw: object) -> str:
+    """The method that a recipe names; the brackets keep it out of messages."""
+    return f"[{raw.get('method') if isinstance(raw, Mapping) else getattr(raw, 'method', None)}]"
+
+
+PruneVariant = Annotated[
+    Annotated[DepthVariant, Tag("[depth]")]
+    | Annotated[WidthVariant, Tag("[width]")]
+    | Annotated[MixVariant, Tag("[mix]")],
+    Discriminator(
+        _prune_method,
+        custom_error_type="method",
+        custom_error_message="must hold settings of method depth, width or mix",
     ),
 ]

@@ -53,6 +53,14 @@ def pruned(**changes):
     return {"from": "base", "method": "depth", "remove_layers": 1} | changes
 
 
+def widened(**changes):
+    return {"from": "base", "method": "width"} | changes
+
+
+def mixed(**changes):
+    return {"from": "base", "method": "mix", "target": {"parameters": 0.75}} | changes
+
+
 def distilled(**changes):
     said = {"from": "base", "teacher": "base", "steps": 2, "batch": 2, "learning_rate": 0.001, "warmup_steps": 0}
     return said | changes
@@ -203,8 +211,17 @@ def test_every_problem_is_told_at_once(refused):
             "data.calibration.counts: input should be 'all' or 'answers', found 'questions'",
         ),
         ("prune", {"x": pruned(remove_layers=0)}, "prune.x.remove_layers: input should be greater than or equal to 1"),
-        ("prune", {"x": pruned(method="width")}, "prune.x.method: input should be 'depth', found 'width'"),
-        ("prune", {"x": None}, "prune.x: input should be a valid dictionary"),
+        ("prune", {"x": pruned(remove_layers=[])}, "prune.x.remove_layers: list should have at least 1 item"),
+        ("prune", {"x": pruned(method="wide")}, "prune.x: must hold settings of method depth, width or mix, found"),
+        ("prune", {"x": pruned(method="width")}, "prune.x: none of intermediate_size, kv_heads and hidden_size; say"),
+        ("prune", {"x": pruned(target={"parameters": 0.75})}, "prune.x.target: unknown key"),
+        ("prune", {"x": mixed(intermediate_size=128)}, "prune.x: a target chooses the sizes; remove intermediate_size"),
+        ("prune", {"x": mixed(target={"parameters": 1.5})}, "prune.x.target.parameters: input should be less than 1"),
+        ("prune", {"x": mixed(target={"speed": 0.5})}, "prune.x.target: must be parameters or latency with a share"),
+        ("prune", {"x": widened(kv_heads=1.5)}, "prune.x.kv_heads: input should be less than 1, found 1.5"),
+        ("prune", {"x": widened(kv_heads=0)}, "prune.x.kv_heads: input should be greater than or equal to 1, found 0"),
+        ("prune", {"x": widened(kv_heads="two")}, "prune.x.kv_heads: input should be a valid integer, found 'two'"),
+        ("prune", {"x": None}, "prune.x: must hold settings of method depth, width or mix"),
         ("quantize", {"x": {}}, "quantize.x.from: missing; see params.yaml in the README"),
         ("quantize", {"x": {"from": "base", "group_size": 64}}, "quantize.x.group_size: only 128 is taken by Turbo"),
         (

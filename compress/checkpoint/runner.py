@@ -72,6 +72,12 @@ class LayerRunner:
         """The windows after a layer."""
         return torch.cat(list(self._batches(layer, hidden)))
 
+    @torch.no_grad()
+    def run_(self, layer: nn.Module, hidden: HiddenStates) -> None:
+        """Takes the windows through a layer where they are."""
+        for at, h in hidden.batches():
+            hidden.put_(at, self._after(layer, h))
+
     def rope(self, hidden: Hidden) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the positions of a batch, on its device."""
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
@@ -92,7 +98,9 @@ class LayerRunner:
 
     def _batches(self, layer: nn.Module, hidden: Hidden) -> Iterator[Hidden]:
         for batch in hidden.split(self.batch):
-            x = batch.to(self.device)
-            # No mask: the stock attention is causal without one, and windows have no padding.
-            out = layer(x, attention_mask=None, position_embeddings=self.rope(x))
-            yield (out[0] if isinstance(out, tuple) else out).to("cpu")
+            yield self._after(layer, batch.to(self.device)).to("cpu")
+
+    def _after(self, layer: nn.Module, h: Hidden) -> Hidden:
+        # No mask: the stock attention is causal without one, and windows have no padding.
+        out = layer(h, attention_mask=None, position_embeddings=self.rope(h))
+        return out[0] if isinstance(out, tuple) else out

@@ -32,7 +32,7 @@ def window_kl(
     head: Head,
     h: Float[Tensor, "windows length hidden"],
     base_head: Head,
-    base: Float[Tensor, "windows length hidden"],
+    base: Float[Tensor, "windows length base_hidden"],
     counts: Float[Tensor, "windows length"],
     batch: int,
 ) -> Float[Tensor, " windows"]:

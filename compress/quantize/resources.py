@@ -23,8 +23,12 @@ def place_for_windows(
     count, length = windows
     copies = 1 + (recipe.feedback is not None) + 2 * isinstance(recipe.rounding, Learned)
     needed = copies * -(-count // workers.count) * length * hidden_size * 4
-    room = SHARE_OF_MEMORY * psutil.virtual_memory().available
-    return folder if needed * workers.count > room else None
+    return place_for(needed * workers.count, folder)
+
+
+def place_for(size_bytes: int, folder: Path) -> Path | None:
+    """A folder on disk for so much to wait in, or None where memory has room for it."""
+    return folder if size_bytes > SHARE_OF_MEMORY * psutil.virtual_memory().available else None
 
 
 @dataclass(frozen=True)
