@@ -53,9 +53,9 @@ def stream_of(runner, tokens, **resources):
 @pytest.mark.parametrize("steps", STEPS.values(), ids=STEPS)
 def test_a_layer_in_steps_is_the_layer(runner, steps):
     layer, stream = runner.load(0), stream_of(runner, windows())
-    expected = runner.run(layer, stream.hidden.values)
+    expected = runner.run(layer, stream.hidden.all())
     stream.move_(layer, *steps)
-    assert torch.allclose(stream.hidden.values, expected, atol=1e-6)
+    assert torch.allclose(stream.hidden.all(), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("number", range(4), ids=[site.key for site in SITES])

@@ -71,11 +71,9 @@ class LeaveOut:
     def _kl(self, stream: HiddenStates, head: Head) -> float:
         assert self._whole is not None
         total = 0.0
-        for at in stream.slices():
-            for states in (stream, self._whole):
-                states.settle()
-            ours, theirs = stream.values[at].float(), self._whole.values[at].float()
-            total += float(window_kl(head, ours, self._head, theirs, self.counts[at], self._head_batch).sum())
+        for (at, ours), (_, theirs) in zip(stream.batches(), self._whole.batches(), strict=True):
+            found = window_kl(head, ours.float(), self._head, theirs.float(), self.counts[at], self._head_batch)
+            total += float(found.sum())
         return total / float(self.counts.sum())
 
     @property
@@ -94,7 +92,6 @@ class LeaveOut:
         return hidden
 
     def _copied(self, states: HiddenStates) -> HiddenStates:
-        states.settle()
-        copy = self.resources.room(tuple(states.values.shape))
-        copy.values.copy_(states.values)
+        copy = self.resources.room(states.shape)
+        copy.copy_(states)
         return copy

@@ -121,8 +121,7 @@ class _Walk:
     def _part_(self) -> None:
         """From here on the pruned model's windows are elsewhere than the whole model's."""
         if not self._apart:
-            self.whole.hidden.settle()
-            self.pruned.hidden.values.copy_(self.whole.hidden.values)
+            self.pruned.hidden.copy_(self.whole.hidden)
             self._apart = True
 
     def _layer(self, original: nn.Module, n: int) -> list[SiteError]:
