@@ -1,20 +1,47 @@
 """What a user says about distillation."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag, model_validator
 
+from compress.distill.losses import AttentionRelation, ForwardKl, LayerLoss, Loss, VocabularyLoss
 from compress.strict import Strict
+
+
+def _one_or_mix(value: Any) -> str:
+    return "[mix]" if isinstance(value, list) else "[one]"  # in brackets: no key of the file
+
+
+Losses = Annotated[
+    Annotated[Loss, Tag("[one]")] | Annotated[list[Loss], Tag("[mix]"), Field(min_length=1)], Discriminator(_one_or_mix)
+]
 
 
 class DistillRecipe(Strict):
     """A student trained to answer as its teacher does: AdamW, cosine schedule with warm-up."""
 
     steps: int = Field(ge=1, description="updates")
-    batch: int = Field(ge=1, description="windows an update")
+    batch: int = Field(ge=1, description="windows an update, over all processes")
+    accumulate: int = Field(1, ge=1, description="passes that an update's windows are divided into, to save memory")
     learning_rate: float = Field(gt=0, description="at the end of the warm-up")
     warmup_steps: int = Field(ge=0)
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: float = Field(1.0, gt=0, description="greatest norm of the gradient")
+    loss: Losses = ForwardKl()
     precision: Literal["float32", "bf16"] = Field("float32", description="of the matrix products")
+    checkpointing: bool = Field(False, description="layers are computed again in the backward pass, to save memory")
+    compile: bool = Field(False, description="layers and loss are compiled: pays on a GPU, after a minute or two")
     seed: int = 0
+
+    @property
+    def losses(self) -> list[VocabularyLoss | LayerLoss]:
+        """The terms of the loss; one is a mix of one."""
+        return self.loss if isinstance(self.loss, list) else [self.loss]
+
+    @model_validator(mode="after")
+    def _possible(self) -> "DistillRecipe":
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch: {self.batch} windows do not divide into {self.accumulate} passes of accumulate")
+        if self.compile and any(isinstance(loss, AttentionRelation) for loss in self.losses):
+            raise ValueError("compile: attention_relation looks inside the layers; leave compile out")
+        return self
