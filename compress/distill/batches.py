@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Integer
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from compress.errors import CompressError
@@ -21,7 +21,14 @@ class Pass:
     windows: list[int]
     tokens: Integer[Tensor, "windows length"]
     positions: Tensor | None  # of the flattened windows those that count; None where all do
-    w: Tensor  # for each kind, next to all and with a label, each position's share of the update's mean
+    w: Tensor  # of each that counts its share of the update's mean, and of the mean over those with a label
+
+    def everywhere(self) -> Float[Tensor, "windows length"]:
+        """Each position's share of the mean, none where it does not count."""
+        if self.positions is None:
+            return self.w[0].view(self.tokens.shape)
+        flat = torch.zeros(self.tokens.numel(), device=self.w.device)
+        return flat.index_copy(0, self.positions, self.w[0]).view(self.tokens.shape)
 
 
 @dataclass(frozen=True)
@@ -68,11 +75,11 @@ def order(count: int, batch: int, seed: int) -> Iterator[list[int]]:
         yield taken
 
 
-def divide(windows: list[int], passes: int, process: int, processes: int) -> list[list[int]]:
+def divide(windows: list[int], passes: int, process: int, processes: int, what: str) -> list[list[int]]:
     """One process's windows of an update, a list a pass."""
     if len(windows) % (passes * processes):
         raise CompressError(
-            f"batch: {len(windows)} windows do not divide into {passes} passes of {processes} processes; "
+            f"{what}: {len(windows)} windows do not divide into {passes} passes of {processes} processes; "
             f"use a multiple of {passes * processes}"
         )
     mine = windows[process::processes]

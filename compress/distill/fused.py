@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from compress.distill.token_losses import Chunk, Term, Top, forward_kl
 
-CHUNK_BYTES = {"cuda": 2**29, "cpu": 2**23}  # float32 logits of a chunk; on a CPU they stay in its cache
+CHUNK_BYTES = {"cuda": 2**29, "cpu": 2**25}  # float32 logits of a chunk
 LIVE = 11
 
 
@@ -84,6 +84,8 @@ def fused_loss(
     mixed: Mixed,
 ) -> Float[Tensor, ""]:
     """Σ over terms and tokens of w · loss in nats; gradients reach the student's hidden states and head, once."""
+    if not torch.is_grad_enabled():  # which `needs_input_grad` does not ask
+        hs, Ws = hs.detach(), Ws.detach()
     result: Tensor = _Fused.apply(hs, Ws, target, labels, w, mixed)  # type: ignore[no-untyped-call]
     return result
 

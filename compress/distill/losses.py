@@ -7,6 +7,10 @@ from pydantic import Field
 from compress.strict import Strict
 
 
+Pair = Annotated[list[int], Field(min_length=2, max_length=2)]
+Pairs = Annotated[list[Pair], Field(min_length=1)]
+
+
 class _Loss(Strict):
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="in the sum")
 
@@ -53,7 +57,7 @@ class Hidden(_Loss):
     """Residual streams behind paired layers: ‖P·student − teacher‖² / ‖teacher‖², P learned where widths differ."""
 
     kind: Literal["hidden"]
-    pairs: Annotated[list[tuple[int, int]], Field(min_length=1, strict=False)] | Literal["even"] = Field(
+    pairs: Pairs | Literal["even"] = Field(
         default="even", description="[student's layer, teacher's layer]; even: all of the student's, over the teacher's"
     )
 
@@ -62,9 +66,7 @@ class AttentionRelation(_Loss):
     """How queries, keys and values relate to their like (MiniLM v2): KL of the softmaxed products."""
 
     kind: Literal["attention_relation"]
-    pairs: Annotated[list[tuple[int, int]], Field(min_length=1, strict=False)] = Field(
-        default=[(-1, -1)], description="[student's layer, teacher's layer]; -1 is the last"
-    )
+    pairs: Pairs = Field(default=[[-1, -1]], description="[student's layer, teacher's layer]; -1 is the last")
     relation_heads: int = Field(default=16, ge=1, description="into which queries, keys and values are divided")
 
 

@@ -17,6 +17,13 @@ Losses = Annotated[
 ]
 
 
+class Evaluate(Strict):
+    """Windows of the corpus that are never trained on, and how often the student is measured on them."""
+
+    every: int = Field(ge=1, description="steps between two measurements; the last step has one in any case")
+    windows: int = Field(ge=1, description="held out; the student keeps the weights that had the least loss on them")
+
+
 class DistillRecipe(Strict):
     """A student trained to answer as its teacher does: AdamW, cosine schedule with warm-up."""
 
@@ -31,6 +38,8 @@ class DistillRecipe(Strict):
     precision: Literal["float32", "bf16"] = Field("float32", description="of the matrix products")
     checkpointing: bool = Field(False, description="layers are computed again in the backward pass, to save memory")
     compile: bool = Field(False, description="layers and loss are compiled: pays on a GPU, after a minute or two")
+    evaluate: Evaluate | None = None
+    save_every: int | None = Field(None, ge=1, description="steps; a killed run goes on from the last state saved")
     seed: int = 0
 
     @property

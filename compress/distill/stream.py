@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
@@ -30,15 +31,20 @@ def run(
     tokens: Integer[Tensor, "windows length"],
     residuals: frozenset[int] = frozenset(),
     projections: frozenset[int] = frozenset(),
+    twice: bool = False,
 ) -> Seen:
-    """Windows through the model, with what is asked for of the layers of these numbers."""
+    """Windows through the model, with what is asked for of the layers of these numbers.
+
+    `twice`, layers are computed again in the backward pass and remember nothing but their input.
+    """
     inner, kept = model.model, {}
     h = inner.embed_tokens(tokens)
     positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
     rope = inner.rotary_emb(h, positions)
     with _listening(inner.layers, projections) as heard:
         for number, layer in enumerate(inner.layers):
-            out = layer(h, attention_mask=None, position_ids=positions, position_embeddings=rope)
+            said = {"attention_mask": None, "position_ids": positions, "position_embeddings": rope}
+            out = checkpoint(layer, h, use_reentrant=False, **said) if twice else layer(h, **said)
             h = out[0] if isinstance(out, tuple) else out
             if number in residuals:
                 kept[number] = h
