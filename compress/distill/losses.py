@@ -6,7 +6,6 @@ from pydantic import Field
 
 from compress.strict import Strict
 
-
 Pair = Annotated[list[int], Field(min_length=2, max_length=2)]
 Pairs = Annotated[list[Pair], Field(min_length=1)]
 

@@ -25,7 +25,8 @@ class Said:
 class Teacher(Protocol):
     """Answers for windows of token ids, whose numbers in the corpus are given too."""
 
-    vocab_size: int
+    @property
+    def vocab_size(self) -> int: ...
 
     def says(self, tokens: Integer[Tensor, "windows length"], windows: list[int]) -> Said:
         """For all positions of the windows, flattened."""

@@ -79,7 +79,8 @@ def jensen_shannon(chunk: Chunk, T: float, share: float) -> tuple[Tensor, Tensor
 def top_k_kl(chunk: Chunk, T: float, k: int) -> tuple[Tensor, Tensor]:
     """v = T² Σ over k entries and the tail of pt (lt − ls); g = T (ps − pt) on the k, T ps (1 − pt/ps) of the tail."""
     ls = _log_softmax(chunk.zs, T)
-    lt, ids = chunk.top if chunk.top is not None else _log_softmax(_known(chunk.zt), T).topk(k)
+    known = chunk.top if chunk.top is not None else _log_softmax(_known(chunk.zt), T).topk(k)
+    lt, ids = known[0][:, :k], known[1][:, :k]  # of a cache, which may hold more, the likeliest come first
     chosen = ls.gather(1, ids)
     tail_s = ls.scatter(1, ids, float("-inf")).logsumexp(1)
     tail_t = torch.log((1 - lt.exp().sum(1)).clamp_min(torch.finfo(ls.dtype).tiny))
