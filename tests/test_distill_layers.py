@@ -1,9 +1,12 @@
 """Losses between layers are their formulas, look only back, and learn where widths differ."""
 
+import copy
+
 import pytest
 import torch
 from test_distill_loop import losses, models, recipe, texts, uneven  # noqa: F401 - a fixture
 
+from compress.distill.inherited import inherited_pairs
 from compress.distill.layer_losses import Depth, LayerLosses, hidden, pairs, relations
 from compress.distill.losses import AttentionRelation, Hidden
 from compress.distill.stream import run
@@ -67,6 +70,46 @@ def test_the_relation_loss_and_its_gradient_are_the_formula_s_in_float64():
 )
 def test_layers_pair_as_said_or_evenly(loss, student, teacher, expected):
     assert pairs(loss, student, teacher) == expected
+
+
+def without(model, *removed):
+    """The model without some layers, as depth pruning leaves it."""
+    student = copy.deepcopy(model)
+    kept = [layer for n, layer in enumerate(student.model.layers) if n not in removed]
+    student.model.layers = torch.nn.ModuleList(kept)
+    return student
+
+
+@pytest.mark.parametrize(
+    ("removed", "expected"),
+    [
+        ([1], [[0, 1], [1, 2]]),
+        ([0], [[0, 1], [1, 2]]),  # the first that is left reads what it never read, and gives what it gave
+        ([2], [[1, 2]]),
+        ([0, 2], [[0, 2]]),
+        ([], [[0, 0], [1, 1], [2, 2]]),
+    ],
+)
+def test_inherited_pairs_are_what_the_next_layer_expects_from_the_first_gap_on(models, removed, expected):  # noqa: F811
+    _, teacher = models()
+    assert inherited_pairs(without(teacher, *removed), teacher) == expected
+
+
+def test_layers_that_came_from_nowhere_inherit_nothing(models):  # noqa: F811
+    student, teacher = models()
+    with pytest.raises(CompressError, match="have other sizes; use even"):
+        inherited_pairs(student, teacher)
+    doubled = without(teacher, 2)
+    doubled.model.layers[1] = copy.deepcopy(doubled.model.layers[0])
+    with pytest.raises(CompressError, match=r"resemble the teacher's \[0, 0\]; use even"):
+        inherited_pairs(doubled, teacher)
+
+
+def test_a_student_without_a_layer_learns_by_what_it_inherited(models):  # noqa: F811
+    _, teacher = models()
+    loss = [{"kind": "forward_kl"}, {"kind": "hidden", "pairs": "inherited"}]
+    found = losses(distill_(without(teacher, 1), teacher, texts(), recipe(loss=loss, steps=20, learning_rate=0.01)))
+    assert found[-1] < 0.9 * found[0]
 
 
 @pytest.mark.parametrize("pair", [[2, 0], [0, 4], [-3, 0]])

@@ -148,8 +148,8 @@ def environment():
     return kept | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
 
-def launched(folder, said, *flags):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", *flags]
+def launched(folder, said, **more):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     done = subprocess.run(
         [*command, program(folder), str(folder), json.dumps(said)], env=environment(), capture_output=True, text=True,
         check=False, timeout=240,
@@ -164,13 +164,22 @@ def here(models, said):
     return losses(steps), student.model.layers[1].mlp.up_proj.weight.double().sum().item(), steps
 
 
-def test_two_processes_train_as_one_does(tmp_path, models):
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer", "FSDP_RESHARD_AFTER_FORWARD": "true",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("more", [{}, FSDP], ids=["DDP", "FSDP"])
+def test_two_processes_train_as_one_does(tmp_path, models, more):
     said = {"loss": [{"kind": "forward_kl"}, {"kind": "cross_entropy"}], "evaluate": {"every": 3, "windows": 4}}
     expected, weight, steps = here(models, said)
-    found, found_weight, held_out = launched(tmp_path, said | {"accumulate": 2})
+    divided = said | {"accumulate": 2, "save_every": 4, "keep": True}
+    found, found_weight, held_out = launched(tmp_path, divided, **more)
     assert found == pytest.approx(expected, rel=1e-4)
     assert found_weight == pytest.approx(weight, rel=1e-3)
     assert held_out[-1] == pytest.approx(steps[-1].held_out_nats, rel=1e-4)
+    assert launched(tmp_path, divided, **more) == [found, found_weight, held_out]  # on from the fourth step
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_the_number_that_would(models):

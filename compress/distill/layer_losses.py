@@ -36,6 +36,7 @@ def pairs(loss: LayerLoss, student: int, teacher: int) -> list[Pair]:
     """Layers by number from the start; refuses those that are not there."""
     if loss.pairs == "even":
         return [(n, round((n + 1) * teacher / student) - 1) for n in range(student)]
+    assert loss.pairs != "inherited"
     for ours, theirs in loss.pairs:
         if not (-student <= ours < student and -teacher <= theirs < teacher):
             raise CompressError(
@@ -49,6 +50,7 @@ class LayerLosses(nn.Module):
     """The layer losses of a mix with what they learn."""
 
     def __init__(self, losses: Sequence[LayerLoss], student: Depth, teacher: Depth) -> None:
+        """Pairs are numbers or even by now: who came from where is known to those who have the models."""
         super().__init__()
         self.terms = [(loss, pairs(loss, student.layers, teacher.layers)) for loss in losses]
         self.ours = _asked(self.terms, 0)

@@ -7,8 +7,9 @@ from transformers import PreTrainedModel
 
 from compress.distill.batches import Pass
 from compress.distill.fused import FromHidden, FromTop, Mix, Target, fused_loss
+from compress.distill.inherited import inherited_pairs
 from compress.distill.layer_losses import Depth, LayerLosses
-from compress.distill.losses import AttentionRelation, CrossEntropy, Hidden
+from compress.distill.losses import AttentionRelation, CrossEntropy, Hidden, LayerLoss
 from compress.distill.recipe import DistillRecipe
 from compress.distill.stream import Seen, run
 from compress.distill.teachers import Beside, Said, Teacher
@@ -30,6 +31,7 @@ class Learner(nn.Module):
         self.layers: LayerLosses | None = None
         if between_layers:
             guide = _beside(teacher, between_layers[0].kind)
+            between_layers = [_numbered(loss, model, guide.model) for loss in between_layers]
             self.layers = LayerLosses(between_layers, _depth(model), _depth(guide.model))
             guide.residuals, guide.projections = self.layers.theirs
 
@@ -55,6 +57,13 @@ def _beside(teacher: Teacher, kind: str) -> Beside:
     if not isinstance(teacher, Beside):
         raise CompressError(f"loss.{kind}: needs the teacher's layers, and a cache has none; leave cache out")
     return teacher
+
+
+def _numbered(loss: LayerLoss, student: PreTrainedModel, teacher: PreTrainedModel) -> LayerLoss:
+    """The loss with the pairs that the student has inherited, where it asks for these."""
+    if loss.pairs != "inherited":
+        return loss
+    return loss.model_copy(update={"pairs": inherited_pairs(student, teacher)})
 
 
 def _depth(model: PreTrainedModel) -> Depth:

@@ -56,8 +56,10 @@ class Hidden(_Loss):
     """Residual streams behind paired layers: ‖P·student − teacher‖² / ‖teacher‖², P learned where widths differ."""
 
     kind: Literal["hidden"]
-    pairs: Pairs | Literal["even"] = Field(
-        default="even", description="[student's layer, teacher's layer]; even: all of the student's, over the teacher's"
+    pairs: Pairs | Literal["even", "inherited"] = Field(
+        default="even",
+        description="[student's layer, teacher's layer]; even: all of the student's, over the teacher's; inherited: "
+        "each with the teacher's layer whose place it has since layers were left out",
     )
 
 
