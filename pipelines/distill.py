@@ -1,43 +1,96 @@
-"""Stage `distill`: a student trained to answer as its teacher does; a 4-bit student stays in its format."""
+"""Stage `distill`: a student trained to answer as its teacher does; a 4-bit student stays in its format.
 
+`accelerate launch -m pipelines.distill …` spreads it over GPUs, by DDP or FSDP. Killed, it goes on where it was last
+saved, and a teacher's cache behind the last window that is there.
+"""
+
+import glob
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from torch import Tensor
 
 from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.load import load_model
 from compress.checkpoint.tokenizer import write_tokenizer
 from compress.checkpoint.write import write_model
 from compress.corpus import load_windows
+from compress.distill.cache import cached, fill
 from compress.distill.quantized import load_quantized, write_quantized
+from compress.distill.recipe import DistillRecipe
+from compress.distill.teachers import Beside, Teacher
 from compress.distill.train import distill_
+from compress.distill.vocabulary import require_same_tokenizer
+from compress.progress import silent
 from pipelines import plots
+from pipelines.live import live
 from pipelines.params import load
-from pipelines.progress import show
-from pipelines.stage import device, new_artifact, parent, repository_root, run, write_trace
+from pipelines.progress import show, showing
+from pipelines.stage import device, new_artifact, parent, repository_root, run, versions, write_trace
+from registry.hashing import sha256_json
 from registry.manifest import Kind
 
 
-def main(key: str, source: Path, teacher: Path, distillation: Path, out: Path, trace: Path) -> None:
+def main(key: str, source: Path, teacher: Path, text: Path, out: Path, trace: Path) -> None:
     """Writes distill.KEY to OUT and the loss of every step to the folder TRACE."""
     recipe = load(repository_root()).distill[key]
-    parents, windows = {"from": parent(source), "teacher": parent(teacher)}, load_windows(distillation)
-    guide, train = load_model(teacher, device=device()), recipe.train
-    student = load_model(source, device=device()) if train is None else load_quantized(source, train, device())
+    parents, windows = {"from": parent(source), "teacher": parent(teacher)}, load_windows(text)
+    require_same_tokenizer(source, teacher)
+    described = recipe.model_dump(by_alias=True, mode="json")
+    digests = {role: manifest.digest for role, manifest in parents.items()}
+    kept = _kept(out, sha256_json([described, dict(digests), windows.digest, dict(versions())]))
+    tokens = torch.from_numpy(windows.tokens).long()
+    processes = PartialState()
+    place = device(processes.local_process_index)
+    train = recipe.train
+    student = load_model(source, device=place) if train is None else load_quantized(source, train, place)
+    guide = _teacher(teacher, tokens, recipe, place, kept / "teacher")
     counted = None if windows.predicts is None else torch.from_numpy(windows.predicts)
-    steps = distill_(student, guide, torch.from_numpy(windows.tokens).long(), recipe, progress=show, counted=counted)
+    first = processes.is_main_process
+    with live(repository_root(), key, described, quiet=not first) as watch:
+        steps = distill_(
+            student, guide, tokens, recipe, counted=counted, watch=watch, kept=kept,
+            progress=showing(recipe.batch * tokens.shape[1], "tokens") if first else silent,
+        )  # fmt: skip
+    if not first:
+        return
     kind: Kind = "distilled" if train is None else "repaired"
     with new_artifact(
-        out, kind=kind, recipe=recipe.model_dump(by_alias=True, mode="json"), parents=parents,
-        data={"distillation": windows.digest}, seed=recipe.seed, origin=parents["from"].origin,
+        out, kind=kind, recipe=described, parents=parents,
+        data={recipe.data: windows.digest}, seed=recipe.seed, origin=parents["from"].origin,
     ) as folder:  # fmt: skip
         if train is None:
             write_model(student, Checkpoint(source).config, folder)
         else:
             write_quantized(student, source, folder)
         write_tokenizer(source, folder)
-    write_trace(trace, [asdict(step) for step in steps], plots.loss)
+    write_trace(trace, [{k: v for k, v in asdict(step).items() if v is not None} for step in steps], plots.loss)
+    shutil.rmtree(kept, ignore_errors=True)
+
+
+def _teacher(folder: Path, tokens: Tensor, recipe: DistillRecipe, place: str, kept: Path) -> Teacher:
+    """The teacher beside its student, or what it said, onto the disk."""
+    on_gpu = torch.device(place).type == "cuda"
+    dtype = torch.bfloat16 if recipe.precision == "bf16" and on_gpu else torch.float32
+    model = load_model(folder, dtype)
+    if recipe.cache is None:
+        return Beside.of(model, torch.device(place))
+    processes = PartialState()
+    share = processes.process_index, processes.num_processes
+    fill(kept, model.to(place), tokens, recipe, show if processes.is_main_process else silent, share)
+    processes.wait_for_everyone()
+    return cached(kept, model.lm_head.weight.detach(), recipe.cache)
+
+
+def _kept(out: Path, key: str) -> Path:
+    """Where this training's state lies; those of trainings from other inputs are swept away."""
+    ours = out.with_name(f".{out.name}.training-{key[:16]}")
+    for stale in set(out.parent.glob(f".{glob.escape(out.name)}.training-*")) - {ours}:
+        shutil.rmtree(stale, ignore_errors=True)
+    return ours
 
 
 if __name__ == "__main__":

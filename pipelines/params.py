@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from compress.corpus import CorpusRecipe
-from compress.distill.recipe import DistillRecipe
+from compress.distill.recipe import DistillRecipe, GenerateRecipe
 from compress.strict import Strict
 from pipelines import lineage, repairs
 from pipelines.limits import Gate
@@ -47,6 +47,14 @@ class DistillVariant(DistillRecipe):
 
     from_: str = Field(alias="from")
     teacher: str
+    data: str = Field(description="a text of `data` or of `generate`, to train on")
+
+
+class OwnWords(GenerateRecipe):
+    """A text that a model writes itself."""
+
+    from_: str = Field(alias="from")
+    prompts: Literal["calibration", "distillation"] = Field(description="the text whose beginnings it goes on from")
 
 
 class Registry(Strict):
@@ -64,6 +72,7 @@ class Params(Strict):
     distill: dict[str, DistillVariant]
     quantize: dict[str, QuantizeVariant]
     registry: Registry
+    generate: dict[str, OwnWords] = Field(default_factory=dict)  # texts in a model's own words, by name
     kv_cache: dict[str, list[Literal[8, 4]]] = Field(default_factory=dict)  # variants measured with such a cache too
     gate: Gate = Gate()
     serve: EngineProfile = EngineProfile()  # what `turbopress serve` tells LMDeploy, unless a flag says otherwise
@@ -72,6 +81,19 @@ class Params(Strict):
     def _caches_of_variants(self) -> "Params":
         if unknown := sorted(self.kv_cache.keys() - self.variants.keys()):
             raise ValueError(f"kv_cache: no model is named {', '.join(unknown)}; there are {', '.join(self.variants)}")
+        return self
+
+    @model_validator(mode="after")
+    def _texts_are_there(self) -> "Params":
+        for key, own in self.generate.items():
+            if not lineage.KEY.fullmatch(key) or key in Data.model_fields or key in ("sources", "reference"):
+                raise ValueError(f"generate.{key}: is no name for a text, or has one already; rename it")
+            if self.variants.get(own.from_, "quantize") == "quantize":
+                raise ValueError(f"generate.{key}.from: no 16-bit model is named {own.from_}")
+        texts = ["distillation", "calibration", *self.generate]  # not evaluation: it is what the student is judged by
+        for key, variant in self.distill.items():
+            if variant.data not in texts:
+                raise ValueError(f"distill.{key}.data: no text is named {variant.data}; there are {', '.join(texts)}")
         return self
 
     @property

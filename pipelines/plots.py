@@ -12,10 +12,12 @@ Rows = Sequence[dict[str, Any]]
 
 
 def loss(rows: Rows, path: Path) -> None:
-    """Distillation: the divergence from the teacher, step by step."""
+    """Distillation: the loss of every update, and of the held-out windows where they were measured."""
     figure, axes = _canvas()
     axes.plot([row["step"] for row in rows], [row["loss_nats"] for row in rows], color=OURS)
-    axes.set(xlabel="step", ylabel="KL from the teacher, nats a token", ylim=(0, None))
+    measured = [row for row in rows if row.get("held_out_nats") is not None]
+    axes.plot([row["step"] for row in measured], [row["held_out_nats"] for row in measured], "o-", color=REMOVED)
+    axes.set(xlabel="step (orange: held-out windows)", ylabel="loss, a token", ylim=(0, None))
     _save(figure, path)
 
 

@@ -5,11 +5,8 @@ import torch
 from accelerate.state import AcceleratorState
 from tiny import CONFIG, windows, write_internlm2
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from compress.checkpoint.load import load_model
-from compress.distill import divergence as sliced
-from compress.distill.divergence import divergence
 from compress.distill.recipe import DistillRecipe
 from compress.distill.train import distill_
 from compress.errors import CompressError
@@ -35,91 +32,6 @@ def heads(tokens=24, vocab=257, student=20, teacher=36, spread=2.0):
 def dense(hs, Ws, ht, Wt):
     ours, theirs = (hs @ Ws.t()).log_softmax(-1), (ht @ Wt.t()).log_softmax(-1)
     return nn.functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
-
-
-# --- the divergence
-
-
-@pytest.mark.parametrize("size", [1, 64, 100, 256, 257, 8192])
-@pytest.mark.parametrize("spread", [0.1, 3.0, 60.0])
-def test_divergence_and_its_gradients_are_those_of_dense_logits(monkeypatch, size, spread):
-    monkeypatch.setattr(sliced, "SLICE", size)
-    hs, Ws, ht, Wt = heads(spread=spread)
-    weights = torch.linspace(-1, 2, 24)  # each token's loss counts differently
-    ours, expected = divergence(hs, Ws, ht, Wt), dense(hs, Ws, ht, Wt)
-    assert torch.allclose(ours, expected, rtol=1e-4, atol=2e-5 * max(1.0, spread))
-    got, wanted = (torch.autograd.grad((kl * weights).sum(), [hs, Ws]) for kl in (ours, expected))
-    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(got, wanted, strict=True))
-    assert all(w.abs().max() > 1e-3 for w in wanted)
-
-
-def test_equal_models_diverge_by_nothing_and_are_not_moved():
-    hs, Ws, _, _ = heads(student=36)
-    kl = divergence(hs, Ws, hs.detach(), Ws.detach())
-    assert kl.abs().max() < 1e-5
-    for gradient in torch.autograd.grad(kl.sum(), [hs, Ws]):
-        assert torch.equal(gradient, torch.zeros_like(gradient))
-
-
-def test_the_teacher_gets_no_gradient():
-    hs, Ws, ht, Wt = heads()
-    ht, Wt = ht.requires_grad_(), Wt.requires_grad_()
-    divergence(hs, Ws, ht, Wt).sum().backward()
-    assert hs.grad is not None
-    assert ht.grad is None
-    assert Wt.grad is None
-
-
-class Largest(TorchDispatchMode):
-    """Records the most entries that any operation's result had."""
-
-    entries = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(tensor, torch.Tensor):
-                self.entries = max(self.entries, tensor.numel())
-        return out
-
-
-def test_no_tensor_of_tokens_by_vocabulary_ever_exists(monkeypatch):
-    monkeypatch.setattr(sliced, "SLICE", 32)
-    tokens, vocab, hidden = 200, 1000, 8
-    inputs = heads(tokens, vocab, hidden, hidden)
-    with Largest() as ours:
-        divergence(*inputs).sum().backward()
-    with Largest() as plain:
-        dense(*inputs).sum().backward()
-    assert plain.entries == tokens * vocab  # so the measure sees what it should
-    assert ours.entries == max(tokens * 32, vocab * hidden)
-
-
-class Products(TorchDispatchMode):
-    """Records the types of all matrix products."""
-
-    def __init__(self):
-        super().__init__()
-        self.types = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten.mm.default:
-            self.types.add(out.dtype)
-        return out
-
-
-def test_under_autocast_both_passes_multiply_in_its_type():
-    hs, Ws, ht, Wt = heads()
-    expected = torch.autograd.grad(dense(hs, Ws, ht, Wt).sum(), [hs, Ws])
-    with Products() as seen:
-        with torch.autocast("cpu", torch.bfloat16):
-            kl = divergence(hs, Ws, ht, Wt)
-        got = torch.autograd.grad(kl.sum(), [hs, Ws])
-    assert seen.types == {torch.bfloat16}
-    assert all(gradient.dtype == torch.float32 for gradient in got)
-    for ours, exact in zip(got, expected, strict=True):
-        assert (ours - exact).norm() < 0.05 * exact.norm()
 
 
 # --- training
@@ -213,7 +125,10 @@ def test_one_process_trains_where_the_student_lies(elsewhere, models):
 def test_a_loss_that_is_no_number_stops_with_its_step(models):
     student, teacher = models()
     student.model.norm.weight.data[3] = float("nan")
-    with pytest.raises(CompressError, match=r"^step 0: the loss is nan; lower learning_rate or raise warmup_steps"):
+    with pytest.raises(
+        CompressError,
+        match=r"^step 0: the loss is nan on the batch [0-9a-f]{12} \(windows .*\); lower learning_rate or raise",
+    ):
         distill_(student, teacher, texts(16), RECIPE)
 
 

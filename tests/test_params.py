@@ -17,7 +17,7 @@ data:
 prune:
   shallow: {from: base, method: depth, remove_layers: 1}
 distill:
-  student: {from: shallow, teacher: base, steps: 2, batch: 2, learning_rate: 0.001, warmup_steps: 0}
+  student: {from: shallow, teacher: base, data: distillation, steps: 2, batch: 2, learning_rate: 0.001, warmup_steps: 0}
 quantize:
   awq-w4: {from: base}
   student-awq-w4: {from: student, damping: 0.05}
@@ -62,8 +62,8 @@ def mixed(**changes):
 
 
 def distilled(**changes):
-    said = {"from": "base", "teacher": "base", "steps": 2, "batch": 2, "learning_rate": 0.001, "warmup_steps": 0}
-    return said | changes
+    said = {"from": "base", "teacher": "base", "data": "distillation", "steps": 2, "batch": 2}
+    return said | {"learning_rate": 0.001, "warmup_steps": 0} | changes
 
 
 # --- what is in order

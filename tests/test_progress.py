@@ -18,6 +18,13 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(capsys, monkeypatch)
     ]  # fmt: skip
 
 
+def test_a_rate_is_told_beside_the_time_left(capsys, monkeypatch):
+    clock = iter([0.0, 2.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    assert list(progress.showing(3000, "tokens")(range(1), "step")) == [0]
+    assert capsys.readouterr().err == "step 1 of 1, 2.0 s, 0.0 s left, 1,500 tokens/s\n"
+
+
 @pytest.mark.parametrize(("count", "lines"), [(0, 0), (1, 1), (1000, 10), (1005, 11)])
 def test_progress_of_long_work_is_about_ten_lines_and_the_last_is_the_end(capsys, count, lines):
     assert len(list(progress.show(range(count), "step"))) == count

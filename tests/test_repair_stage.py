@@ -14,7 +14,7 @@ from pipelines.params import ParamsError, load
 from pipelines.rederive import rederive
 from registry.manifest import read
 
-TRAINED = {"steps": 2, "batch": 2, "learning_rate": 0.001, "warmup_steps": 0, "teacher": "base"}
+TRAINED = {"steps": 2, "batch": 2, "learning_rate": 0.001, "warmup_steps": 0, "teacher": "base", "data": "distillation"}
 VARIANTS = {
     "prune": {"shallow": {"from": "base", "method": "depth", "remove_layers": 1}},
     "distill": {

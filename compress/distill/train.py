@@ -1,132 +1,92 @@
-"""The training loop: the student learns the teacher's distribution over the next token, on text of the user's choice.
+"""Distillation: a student learns what its teacher says of the next token, on text of the user's choice.
 
 `accelerate` synchronises, so the same loop runs in one process, on the device where the student lies, or in several,
-each with the GPU that `accelerate` gives it. The student, its loss and its head are one module, because that is what
-data-parallel wrappers see.
+each with the GPU that `accelerate` gives it: by DDP, or by FSDP where the student is too large for one.
 """
 
+import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import Bool, Float, Integer
-from torch import Tensor, nn
-from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
+from jaxtyping import Bool, Integer
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from compress.distill.divergence import divergence
+from compress.distill import state
+from compress.distill.batches import Corpus
+from compress.distill.learner import Learner
+from compress.distill.loop import Loop, Step, Watch
 from compress.distill.recipe import DistillRecipe
+from compress.distill.teachers import Beside, Teacher
 from compress.errors import CompressError
 from compress.progress import Progress, silent
 
 
-@dataclass(frozen=True)
-class Step:
-    """Mean loss of one update's tokens, in nats."""
-
-    step: int
-    loss_nats: float
-
-
-class Student(nn.Module):
-    """A model that answers with its divergence from a teacher's final hidden states."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self,
-        tokens: Integer[Tensor, "windows length"],
-        ht: Float[Tensor, "windows length teacher_hidden"],
-        Wt: Float[Tensor, "vocab teacher_hidden"],
-        counts: Bool[Tensor, "windows length"] | None = None,
-    ) -> Float[Tensor, ""]:
-        """The mean divergence in nats over the positions that count, all where that is not said."""
-        hs, ht = (h.flatten(0, 1) if counts is None else h[counts] for h in (final_hidden(self.model, tokens), ht))
-        return divergence(hs, self.model.lm_head.weight, ht, Wt).mean()
-
-
-def final_hidden(model: PreTrainedModel, tokens: Integer[Tensor, "windows length"]) -> Float[Tensor, "..."]:
-    """What the output head reads, (windows, length, hidden)."""
-    hidden: Tensor = model.model(tokens, use_cache=False).last_hidden_state
-    return hidden
+def unwatched(step: Step) -> None:
+    """Tells nobody."""
 
 
 def distill_(
     student: PreTrainedModel,
-    teacher: PreTrainedModel,
+    teacher: PreTrainedModel | Teacher,
     tokens: Integer[Tensor, "windows length"],
     recipe: DistillRecipe,
     progress: Progress = silent,
     counted: Bool[Tensor, "windows length"] | None = None,
+    watch: Watch = unwatched,
+    kept: Path | None = None,
 ) -> list[Step]:
-    """Trains `student` in place on windows of token ids and returns the loss of every step.
+    """Trains what of `student` requires a gradient, in place, on windows of token ids; returns every step's loss.
 
     `counted` says at which positions the student is to answer as its teacher does; everywhere, where it is not given.
+    In the folder `kept` lies what a killed run goes on from. `watch` hears of each step, in the first process only.
+    Divided by FSDP, the student is whole again at the end in the first process.
     """
-    _require_same_vocabulary(student, teacher)
-    torch.manual_seed(recipe.seed)
     accelerator = Accelerator()
     device = student.device if accelerator.num_processes == 1 else accelerator.device
-    student, teacher = student.train().to(device), teacher.eval().to(device)
-    # Not accelerate's own: that is a setting of the whole process, and the second recipe in it could not have another.
-    cast = torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
-    learner = Student(student)
-    optimizer = torch.optim.AdamW(_groups(learner, recipe.weight_decay), recipe.learning_rate, betas=(0.9, 0.95))
-    schedule = get_cosine_schedule_with_warmup(optimizer, recipe.warmup_steps, recipe.steps)
-    # The schedule counts updates; prepared, it would step once for each process.
-    learner, optimizer = accelerator.prepare(learner, optimizer, device_placement=[False, False])  # placed above
-    tokens, counted = tokens.to(device), None if counted is None else counted.to(device)
-    batches = _batches(len(tokens), recipe, accelerator)
-    steps = []
-    for step in progress(range(recipe.steps), "step"):
-        chosen = next(batches)
-        batch, counts = tokens[chosen], None if counted is None else counted[chosen]
-        with cast:
-            with torch.no_grad():
-                ht = final_hidden(teacher, batch)
-            loss = learner(batch, ht, teacher.lm_head.weight.detach(), counts)
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(learner.parameters(), recipe.clip_norm)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        steps.append(Step(step, _finite(loss.item(), step)))
+    student = student.train().to(device)
+    guide = Beside.of(teacher, device) if isinstance(teacher, PreTrainedModel) else teacher
+    _require_same_vocabulary(student, guide)
+    torch.manual_seed(recipe.seed)
+    learner = Learner(student, guide, recipe).to(device)
+    corpus = Corpus(tokens.cpu(), None if counted is None else counted.cpu())
+    with _compiled(student, guide, recipe):
+        loop = Loop(accelerator, device, learner, guide, corpus, recipe, watch, kept)
+        steps = loop.run(progress)
+    _make_whole_(student, loop.learner, accelerator)
     student.eval()
     return steps
 
 
-def _groups(learner: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Matrices decay; norms do not."""
-    parameters = list(learner.parameters())
-    return [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
+@contextmanager
+def _compiled(student: PreTrainedModel, teacher: Teacher, recipe: DistillRecipe) -> Iterator[None]:
+    """Layers are compiled while the training lasts, if the recipe says so."""
+    models = [student, *([teacher.model] if isinstance(teacher, Beside) else [])]
+    layers: list[Any] = list(itertools.chain(*(model.model.layers for model in models))) if recipe.compile else []
+    for layer in layers:
+        layer.compile()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._compiled_call_impl = None
 
 
-def _batches(count: int, recipe: DistillRecipe, accelerator: Accelerator) -> Iterator[list[int]]:
-    """Each process's share of every step's windows; all windows are seen once before any is seen twice."""
-    generator = torch.Generator().manual_seed(recipe.seed)
-    order: list[int] = []
-    while True:
-        while len(order) < recipe.batch * accelerator.num_processes:
-            order += torch.randperm(count, generator=generator).tolist()
-        taken, order = (
-            order[: recipe.batch * accelerator.num_processes],
-            order[recipe.batch * accelerator.num_processes :],
-        )
-        yield taken[accelerator.process_index :: accelerator.num_processes]
+def _make_whole_(student: PreTrainedModel, learner: torch.nn.Module, accelerator: Accelerator) -> None:
+    """Undoes FSDP's division of the parameters, in the first process."""
+    if "FSDP" not in str(accelerator.distributed_type):
+        return
+    for name, tensor in state.weights(learner).items():
+        module, leaf = name.removeprefix("model.").rsplit(".", 1)
+        if name.startswith("model."):
+            student.get_submodule(module)._parameters[leaf] = torch.nn.Parameter(tensor)
 
 
-def _finite(loss: float, step: int) -> float:
-    if loss != loss or loss == float("inf"):  # noqa: PLR0124 - NaN is what differs from itself
-        raise CompressError(f"step {step}: the loss is {loss}; lower learning_rate or raise warmup_steps")
-    return loss
-
-
-def _require_same_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-    ours, theirs = student.config.vocab_size, teacher.config.vocab_size
+def _require_same_vocabulary(student: PreTrainedModel, teacher: Teacher) -> None:
+    ours, theirs = student.config.vocab_size, teacher.vocab_size
     if ours != theirs:
         raise CompressError(f"student: vocabulary of {ours}, the teacher's has {theirs}; distil from its own family")

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from compress.checkpoint.checkpoint import Checkpoint
-from compress.distill.train import final_hidden
+from compress.distill.stream import final_hidden
 from compress.errors import CompressError
 from compress.progress import Progress, silent
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from compress.distill.train import final_hidden
+from compress.distill.stream import final_hidden
 from compress.evaluate.kv_cache import cached_hidden
 from compress.progress import Progress, silent
 

@@ -9,7 +9,7 @@ from torch.nn.functional import rms_norm
 
 from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.load import unpacked
-from compress.distill.divergence import divergence
+from compress.distill.fused import divergence
 
 
 class Head:

@@ -1,0 +1,63 @@
+"""Text that a teacher writes itself, to be distilled on: where the model is sure and where it is not is its own.
+
+Each window begins as a text of the user's does and goes on as the model says, by sampling, many windows at a time over
+a key-value cache of fixed size. An end of text is a token like any other: behind it the model begins another one.
+"""
+
+# z (windows, vocab) logits of the next token · p their probabilities, likeliest first
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor
+from transformers import PreTrainedModel, StaticCache
+
+from compress.distill.recipe import GenerateRecipe
+from compress.errors import CompressError
+from compress.progress import Progress, silent
+
+
+def generate(
+    model: PreTrainedModel,
+    prompts: Integer[Tensor, "texts length"],
+    recipe: GenerateRecipe,
+    progress: Progress = silent,
+) -> Integer[Tensor, "windows written"]:
+    """Windows that begin as `prompts` do, each text in turn, and go on in the model's own words."""
+    _require_room(recipe, prompts)
+    chosen = prompts[torch.arange(recipe.windows) % len(prompts), : recipe.prompt_tokens]
+    chance = torch.Generator(model.device).manual_seed(recipe.seed)
+    batches = chosen.split(recipe.batch)
+    written = [_written(model, batch.to(model.device), recipe, chance) for batch in progress(batches, "batch")]
+    return torch.cat(written).cpu()
+
+
+@torch.no_grad()
+def _written(
+    model: PreTrainedModel, begun: Integer[Tensor, "windows begun"], recipe: GenerateRecipe, chance: torch.Generator
+) -> Integer[Tensor, "windows written"]:
+    cache = StaticCache(config=model.config, max_cache_len=recipe.length)
+    tokens, step = begun, begun
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+        for _ in range(recipe.length - recipe.prompt_tokens):
+            z = model(step, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1].float()
+            step = _sampled(z, recipe, chance)
+            tokens = torch.cat([tokens, step], 1)
+    return tokens
+
+
+def _sampled(
+    z: Float[Tensor, "windows vocab"], recipe: GenerateRecipe, chance: torch.Generator
+) -> Integer[Tensor, "windows 1"]:
+    p, ids = (z / recipe.temperature).softmax(-1).sort(-1, descending=True)
+    before = p.cumsum(-1) - p  # what is likelier; of the likeliest that is nothing, so one is always left
+    drawn = torch.multinomial(p.masked_fill(before >= recipe.top_p, 0), 1, generator=chance)
+    return ids.gather(1, drawn)
+
+
+def _require_room(recipe: GenerateRecipe, prompts: Tensor) -> None:
+    if recipe.prompt_tokens >= recipe.length:
+        raise CompressError(
+            f"prompt_tokens: {recipe.prompt_tokens} of {recipe.length} leave nothing to write; lower it"
+        )
+    if recipe.prompt_tokens > prompts.shape[1]:
+        raise CompressError(f"prompt_tokens: {recipe.prompt_tokens}, but prompts have {prompts.shape[1]}; lower it")

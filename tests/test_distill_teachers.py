@@ -1,0 +1,182 @@
+"""A teacher beside the student and what it once said give the same loss; what no cache can give is refused."""
+
+import json
+import signal
+
+import pytest
+import torch
+import yaml
+from test_distill_loop import losses, models, recipe, texts, uneven  # noqa: F401 - a fixture
+from tiny import CONFIG, windows, write_internlm2
+from tiny_repository import PARAMS, write_base, write_source
+
+from compress.checkpoint.load import load_model
+from compress.corpus import Windows, save_windows
+from compress.distill import teachers
+from compress.distill.cache import cached, fill
+from compress.distill.train import distill_
+from compress.distill.vocabulary import require_same_tokenizer
+from compress.errors import CompressError
+from pipelines import distill
+from registry.manifest import verify
+
+TOP = {"kind": "top_k_kl", "k": 9}
+
+
+def from_cache(models, folder, said):  # noqa: F811
+    student, teacher = models()
+    fill(folder, teacher, texts(), said)
+    kept = cached(folder, teacher.lm_head.weight.detach(), said.cache)
+    return losses(distill_(student, kept, texts(), said, counted=uneven()))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("loss", [{"kind": "forward_kl"}, [{"kind": "reverse_kl"}, {"kind": "cross_entropy"}]])
+def test_kept_hidden_states_give_the_losses_of_the_teacher_beside(tmp_path, models, precision, loss):  # noqa: F811
+    said = {"precision": precision, "loss": loss, "steps": 3}
+    beside = losses(distill_(*models(), texts(), recipe(**said), counted=uneven()))
+    kept = from_cache(models, tmp_path / "cache", recipe(**said, cache="hidden"))
+    assert kept == pytest.approx(beside, rel=1e-5 if precision == "float32" else 2e-3)
+    assert beside[0] > 0.1
+
+
+@pytest.mark.parametrize("top_k", [9, 30])
+def test_kept_likeliest_entries_give_the_top_k_loss_of_the_teacher_beside(tmp_path, models, top_k):  # noqa: F811
+    beside = losses(distill_(*models(), texts(), recipe(loss=TOP, steps=3), counted=uneven()))
+    kept = from_cache(models, tmp_path / "cache", recipe(loss=TOP, cache={"top_k": top_k}, steps=3))
+    assert kept == pytest.approx(beside, rel=1e-5)
+
+
+def test_a_cache_is_a_fraction_of_the_logits(tmp_path, models):  # noqa: F811
+    said = recipe(precision="bf16", cache="hidden")
+    fill(tmp_path / "cache", models()[1], texts(), said)
+    size = sum(path.stat().st_size for path in (tmp_path / "cache").iterdir())
+    assert size < texts().numel() * CONFIG["vocab_size"] * 2 / 2
+
+
+def test_a_full_disk_loses_nothing_that_is_cached(tmp_path, models):  # noqa: F811
+    resource = pytest.importorskip("resource")
+    said, teacher, folder = recipe(cache="hidden"), models()[1], tmp_path / "cache"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def full_after_two(items, what):
+        for number, item in enumerate(items):
+            if number == 2:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (512, limits[1]))
+            yield item
+
+    try:
+        with pytest.raises(CompressError, match=r"window-000016.safetensors: not written .* stay cached$") as error:
+            fill(folder, teacher, texts(), said, full_after_two)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(error.value)
+    there = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert len(there) == 16
+    fill(folder, teacher, texts(), said)
+    assert len(list(folder.iterdir())) == 24
+    assert {path: path.stat().st_mtime_ns for path in there} == there
+    whole = recipe(cache="hidden", steps=3)
+    kept = cached(folder, teacher.lm_head.weight.detach(), "hidden")
+    found = losses(distill_(models()[0], kept, texts(), whole))
+    assert found == pytest.approx(losses(distill_(*models(), texts(), recipe(steps=3))), rel=1e-5)
+
+
+def test_a_teacher_that_does_not_fit_names_the_cache_that_would(monkeypatch, models):  # noqa: F811
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(teachers, "run", full)
+    with pytest.raises(CompressError, match=r"^teacher: does not fit .* write cache: hidden") as error:
+        distill_(*models(), texts(), recipe())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"cache": {"top_k": 9}}, "cache: top_k: 9 serves cross_entropy and top_k_kl .* use cache: hidden for forward"),
+        ({"cache": {"top_k": 8}, "loss": TOP}, "with k of at most 8 at temperature 1"),
+        ({"cache": {"top_k": 9}, "loss": TOP | {"temperature": 2.0}}, "at temperature 1"),
+        ({"cache": "hidden", "loss": {"kind": "hidden"}}, "cache: hidden needs the teacher's layers"),
+        ({"loss": []}, "at least 1 item"),
+        ({"loss": {"kind": "backward_kl"}}, "does not match any of the expected tags"),
+        ({"compile": True, "loss": {"kind": "attention_relation"}}, "compile: attention_relation looks inside"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(said, expected):
+    with pytest.raises(ValueError, match=expected):
+        recipe(**said)
+
+
+# --- tokenizers
+
+
+def tokenizer(folder, change=lambda content: None):
+    write_source(folder)
+    content = json.loads((folder / "tokenizer.json").read_text("utf8"))
+    change(content)
+    (folder / "tokenizer.json").write_text(json.dumps(content), "utf8")
+    return folder
+
+
+def exchange(content):
+    vocabulary = content["model"]["vocab"]
+    vocabulary["word7"], vocabulary["word8"] = vocabulary["word8"], vocabulary["word7"]
+
+
+def test_the_same_tokens_in_another_file_are_the_same_tokenizer(tmp_path):
+    require_same_tokenizer(tokenizer(tmp_path / "a"), tokenizer(tmp_path / "b", lambda content: content.pop("version")))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (exchange, "token 7 is 'word8', and 'word7' in .*a/tokenizer.json; distil from a teacher of the student's own"),
+        (lambda content: content["model"]["vocab"].pop("word9"), "token 9 is None, and 'word9' in"),
+        (lambda content: content.update(pre_tokenizer=None), "its pre_tokenizer is not that of .*become other tokens"),
+        (lambda content: content.update(model=None), "no tokenizer"),
+    ],
+)
+def test_other_tokens_are_refused_with_the_first(tmp_path, change, expected):
+    with pytest.raises(CompressError, match=expected):
+        require_same_tokenizer(tokenizer(tmp_path / "a"), tokenizer(tmp_path / "b", change))
+
+
+# --- the stage
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A base, another model of its family, a text, and students of the one taught by the other."""
+    said = {"from": "base", "teacher": "other", "data": "distillation", "steps": 3, "batch": 2, "warmup_steps": 1}
+    said |= {"learning_rate": 0.001, "save_every": 1}
+    students = {"plain": said, "cached": said | {"cache": "hidden"}}
+    values = PARAMS | {"prune": {"other": {"from": "base", "method": "depth", "remove_layers": 1}}, "distill": students}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    for name, seed in (("base", 0), ("other", 1)):
+        write_source(tmp_path / name)
+        write_internlm2(tmp_path / name, CONFIG | {"num_hidden_layers": 2}, seed)
+        write_base(tmp_path / name, tmp_path / "models" / name)
+    (tmp_path / "text").mkdir()
+    save_windows(Windows(windows(6, 16).numpy().astype("int32"), ["text"] * 6), tmp_path / "text")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TURBOPRESS_DEVICE", "cpu")
+    return tmp_path
+
+
+def test_the_stage_trains_alike_beside_the_teacher_and_from_its_cache(repository, capsys):
+    found = {}
+    for key in ("plain", "cached"):
+        folders = [repository / place for place in ("models/base", "models/other", "text", f"models/{key}", f"t/{key}")]
+        distill.main(key, *folders)
+        found[key] = [row["loss_nats"] for row in json.loads((folders[-1] / "trace.json").read_text("utf8"))]
+        assert verify(folders[3]).data.keys() == {"distillation"}
+    assert found["cached"] == pytest.approx(found["plain"], rel=1e-5)
+    assert sorted(path.name for path in (repository / "models").iterdir()) == ["base", "cached", "other", "plain"]
+    said = capsys.readouterr().err
+    assert "tokens/s" in said
+    assert "losses are not shown in MLflow" in said  # there is no store here, and nobody minds
+    weight = load_model(repository / "models" / "cached").model.norm.weight
+    assert not torch.equal(weight, load_model(repository / "models" / "base").model.norm.weight)

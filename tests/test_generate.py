@@ -1,0 +1,106 @@
+"""A text in a model's own words: windows of the size asked for, drawn from the model's own distribution."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from tiny import CONFIG, windows, write_internlm2
+from tiny_repository import PARAMS, write_base, write_source
+
+from compress.checkpoint.load import load_model
+from compress.corpus import Windows, load_windows, save_windows
+from compress.distill.generate import generate
+from compress.distill.recipe import GenerateRecipe
+from compress.errors import CompressError
+from pipelines import generate as stage
+from pipelines.params import ParamsError, load
+
+SAID = {"windows": 5, "length": 20, "prompt_tokens": 6, "batch": 2}
+SMALL = CONFIG | {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96, "vocab_size": 97}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    write_internlm2(folder, SMALL)
+    return load_model(folder)
+
+
+def recipe(**said):
+    return GenerateRecipe.model_validate(SAID | said)
+
+
+def prompts(count=3):
+    return windows(count, 16, 97)
+
+
+def test_windows_begin_as_the_prompts_do_each_in_turn(model):
+    written = generate(model, prompts(), recipe())
+    assert written.shape == (5, 20)
+    assert torch.equal(written[:, :6], prompts()[[0, 1, 2, 0, 1], :6])
+    assert not torch.equal(written[0], written[3])  # the same beginning, other words
+
+
+def test_a_seed_gives_the_same_text_and_another_gives_another(model):
+    first, again, other = (generate(model, prompts(), recipe(seed=seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("said", [{"temperature": 1e-4}, {"top_p": 1e-6}])
+def test_with_no_chance_left_each_token_is_the_likeliest_of_a_pass_without_cache(model, said):
+    written = generate(model, prompts(), recipe(**said))
+    with torch.no_grad():
+        likeliest = model(written).logits.argmax(-1)
+    assert torch.equal(written[:, 6:], likeliest[:, 5:-1])
+
+
+def test_tokens_come_as_often_as_the_model_says_and_top_p_leaves_out_the_unlikely(model):
+    said = {"windows": 4000, "length": 16, "prompt_tokens": 15, "batch": 1000}
+    drawn = {p: generate(model, prompts(1), recipe(**said, top_p=p))[:, -1] for p in (1.0, 0.5)}
+    with torch.no_grad():
+        p = model(prompts(1)[:, :15]).logits[0, -1].softmax(-1)
+    shares = torch.bincount(drawn[1.0], minlength=97) / 4000
+    assert (shares - p).abs().max() < 4 * (p.max() / 4000).sqrt()
+    order = p.sort(descending=True)
+    kept = order.indices[: int((order.values.cumsum(0) < 0.5).sum()) + 1]
+    assert set(drawn[0.5].tolist()) == set(kept.tolist())
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [({"length": 16, "prompt_tokens": 16}, "leave nothing"), ({"length": 40, "prompt_tokens": 17}, "prompts have 16")],
+)
+def test_beginnings_that_are_too_long_are_refused(model, said, expected):
+    with pytest.raises(CompressError, match=expected):
+        generate(model, prompts(), recipe(**said))
+
+
+def in_repository(root, **said):
+    own = {"from": "base", "prompts": "distillation", "windows": 3, "length": 24, "prompt_tokens": 4} | said
+    (root / "params.yaml").write_text(yaml.safe_dump(PARAMS | {"generate": {"own-words": own}}, sort_keys=False))
+
+
+def test_the_stage_writes_a_text_as_any_other(tmp_path, monkeypatch):
+    in_repository(tmp_path)
+    write_source(tmp_path / "source")
+    write_base(tmp_path / "source", tmp_path / "models" / "base")
+    (tmp_path / "text").mkdir()
+    save_windows(Windows(windows(2, 16).numpy().astype("int32"), ["a", "b"]), tmp_path / "text")
+    monkeypatch.chdir(tmp_path)
+    stage.main("own-words", tmp_path / "models" / "base", tmp_path / "text", tmp_path / "own-words")
+    written = load_windows(tmp_path / "own-words")
+    assert written.tokens.shape == (3, 24)
+    assert written.domains == ["a", "b", "a"]
+    assert json.loads((tmp_path / "own-words" / "corpus.json").read_text("utf8"))["sha256"] == written.digest
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [({"from": "awq-w4"}, "no 16-bit model is named awq-w4"), ({"from": "x"}, "no 16-bit model is named x")],
+)
+def test_text_can_only_be_written_by_a_model_in_16_bits(tmp_path, said, expected):
+    in_repository(tmp_path, **said)
+    with pytest.raises(ParamsError, match=rf"generate.own-words.from: {expected}"):
+        load(tmp_path)
