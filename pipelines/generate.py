@@ -18,8 +18,7 @@ def main(key: str, model: Path, prompts: Path, out: Path) -> None:
     recipe = load(repository_root()).generate[key]
     parent(model)
     begun = load_windows(prompts)
-    on_gpu = torch.device(device()).type == "cuda"
-    dtype = torch.bfloat16 if recipe.precision == "bf16" and on_gpu else torch.float32
+    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
     tokens = generate(load_model(model, dtype, device()), torch.from_numpy(begun.tokens).long(), recipe, show)
     domains = [begun.domains[n % len(begun.domains)] for n in range(recipe.windows)]
     with fresh_folder(out) as folder:

@@ -35,8 +35,9 @@ def prompts(count=3):
     return windows(count, 16, 97)
 
 
-def test_windows_begin_as_the_prompts_do_each_in_turn(model):
-    written = generate(model, prompts(), recipe())
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_windows_begin_as_the_prompts_do_each_in_turn(model, precision):
+    written = generate(model, prompts(), recipe(precision=precision))
     assert written.shape == (5, 20)
     assert torch.equal(written[:, :6], prompts()[[0, 1, 2, 0, 1], :6])
     assert not torch.equal(written[0], written[3])  # the same beginning, other words

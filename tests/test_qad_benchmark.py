@@ -6,25 +6,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
-from tiny import CONFIG, windows, write_internlm2
+from benchmark_windows import write_windows
+from tiny import CONFIG, write_internlm2
 
 ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "benchmarks"))
-
-
-def write_windows(path, **counts):
-    from quality_windows import digest
-
-    sets = {name: windows(n, 16, seed=seed).numpy().astype(np.uint16) for seed, (name, n) in enumerate(counts.items())}
-    save_file(sets, path)
-    path.with_suffix(".json").write_text(json.dumps({name: {"sha256": digest(w)} for name, w in sets.items()}))
 
 
 def test_a_row_a_recipe_and_domain_with_its_interval(tmp_path):
     write_internlm2(tmp_path / "model", CONFIG | {"num_hidden_layers": 1})
-    write_windows(tmp_path / "held-out.safetensors", calibration=4, a=3, b=4)
-    write_windows(tmp_path / "training.safetensors", **dict.fromkeys("vwxyz", 2), prose=6)
+    write_windows(tmp_path / "held-out.safetensors", 16, calibration=4, a=3, b=4)
+    write_windows(tmp_path / "training.safetensors", 16, **dict.fromkeys("vwxyz", 2), prose=6)
     recipes = [
         "scales:steps=2,learning_rate=0.001,batch=2",
         "codes:steps=2,learning_rate=0.001,rate=9,batch=2,text=prose+v*2",

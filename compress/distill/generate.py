@@ -6,6 +6,8 @@ a key-value cache of fixed size. An end of text is a token like any other: behin
 
 # z (windows, vocab) logits of the next token · p their probabilities, likeliest first
 
+import copy
+
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
@@ -26,9 +28,15 @@ def generate(
     _require_room(recipe, prompts)
     chosen = prompts[torch.arange(recipe.windows) % len(prompts), : recipe.prompt_tokens]
     chance = torch.Generator(model.device).manual_seed(recipe.seed)
-    batches = chosen.split(recipe.batch)
-    written = [_written(model, batch.to(model.device), recipe, chance) for batch in progress(batches, "batch")]
+    batches, writer = chosen.split(recipe.batch), _in_precision(model, recipe)
+    written = [_written(writer, batch.to(model.device), recipe, chance) for batch in progress(batches, "batch")]
     return torch.cat(written).cpu()
+
+
+def _in_precision(model: PreTrainedModel, recipe: GenerateRecipe) -> PreTrainedModel:
+    """The model itself, or a copy in bf16: under autocast keys and values are of two types, and a cache is of one."""
+    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+    return model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
 
 
 @torch.no_grad()
@@ -37,11 +45,10 @@ def _written(
 ) -> Integer[Tensor, "windows written"]:
     cache = StaticCache(config=model.config, max_cache_len=recipe.length)
     tokens, step = begun, begun
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-        for _ in range(recipe.length - recipe.prompt_tokens):
-            z = model(step, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1].float()
-            step = _sampled(z, recipe, chance)
-            tokens = torch.cat([tokens, step], 1)
+    for _ in range(recipe.length - recipe.prompt_tokens):
+        z = model(step, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1].float()
+        step = _sampled(z, recipe, chance)
+        tokens = torch.cat([tokens, step], 1)
     return tokens
 
 
