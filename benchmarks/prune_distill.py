@@ -4,9 +4,9 @@
     python benchmarks/prune_distill.py smollm2 --model SMOLLM2 --windows windows.safetensors \\
         --training training.safetensors --text sotu+shakespeare --own-words 2048
 
-SMOLLM2 and the windows come from carry_smollm2.py, quality_windows.py and qad_windows.py; `--text` names the sets that
-are trained on, none of the domain that the promise is about (wikitext2). `--own-words` lets the base go on from their
-beginnings, and trains on that too. Stages: base, pruned, distilled, base-w4, distilled-w4, and with `--repair`
+SMOLLM2 and the windows come from carry_smollm2.py, quality_windows.py and training_windows.py; `--text` names the sets
+that are trained on, none of the domain that the promise is about (wikitext2). `--own-words` lets the base go on from
+their beginnings, and trains on that too. Stages: base, pruned, distilled, base-w4, distilled-w4, and with `--repair`
 distilled-w4-repaired. `recovered` is the share of the perplexity that pruning cost which a stage has won back, with the
 95 % interval of a bootstrap over windows, all stages by the same draws; the domain `written` is of greedy continuations
 of held-out beginnings, where `perplexity` is the base's of what was written. Rows replace those of the same model,
@@ -184,7 +184,9 @@ def demo(args):
         load_windows(ROOT / "data" / n) for n in ("calibration", "evaluation", "distillation")
     )
     domains = np.array(evaluation.domains)
-    held_out = {name: torch.from_numpy(evaluation.tokens[domains == name]).long() for name in sorted(set(domains))}
+    held_out = {
+        name: torch.from_numpy(evaluation.tokens[domains == name]).long() for name in sorted(set(evaluation.domains))
+    }
     texts = Texts(*(torch.from_numpy(w.tokens).long() for w in (calibration, training)), held_out)
     recipes = Recipes(params.prune["shallow"], params.distill["student"], AwqRecipe(), args.repair)
     return measured("demo base", ROOT / "models" / "base", texts, recipes)
@@ -230,7 +232,7 @@ def main():
     parser.add_argument("what", choices=("demo", "smollm2"))
     parser.add_argument("--model", type=Path, help="a model folder")
     parser.add_argument("--windows", type=Path, help="of quality_windows.py")
-    parser.add_argument("--training", type=Path, help="of qad_windows.py")
+    parser.add_argument("--training", type=Path, help="of training_windows.py")
     parser.add_argument("--text", default="sotu+shakespeare", help="its sets to train on")
     parser.add_argument("--own-words", type=int, default=0, help="windows that the base writes itself")
     parser.add_argument(

@@ -6,9 +6,9 @@
 
 A recipe is what moves (`scales`, `codes`) and settings of `DistillRecipe`; `rate` is that of codes, `embeddings` that
 of embeddings and head, which stay without it; `text` names the sets trained on, `code*4` taken four times: of
-training.safetensors (qad_windows.py), or `calibration` of windows.safetensors (quality_windows.py). All start from the
-same artifact, made with `awq-light` in groups of 64, and are measured on the held-out windows from the folder that they
-were written to. Intervals are of a bootstrap over windows, before and after by the same draws.
+training.safetensors (training_windows.py), or `calibration` of windows.safetensors (quality_windows.py). All start from
+the same artifact, made with `awq-light` in groups of 64, and are measured on the held-out windows from the folder that
+they were written to. Intervals are of a bootstrap over windows, before and after by the same draws.
 Prints its rows and writes benchmarks/results/qad.json, a row a recipe and domain; `all` is every held-out window.
 """
 
@@ -105,7 +105,7 @@ def main():
     parser.add_argument("recipes", nargs="+", help="METHOD:key=value,…")
     parser.add_argument("--model", type=Path, required=True, help="a model folder")
     parser.add_argument("--windows", type=Path, required=True, help="of quality_windows.py")
-    parser.add_argument("--training", type=Path, help="of qad_windows.py")
+    parser.add_argument("--training", type=Path, help="of training_windows.py")
     parser.add_argument("--start", type=Path, help="a 4-bit folder to begin with, kept; made here if there is none")
     parser.add_argument("--group", type=int, default=64)
     parser.add_argument("--held-out", type=int, help="only so many windows a domain")

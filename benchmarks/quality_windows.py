@@ -30,12 +30,13 @@ NUM_CALIBRATION, NUM_HELD_OUT, LENGTH = 128, 64, 1024
 
 @dataclass(frozen=True)
 class Source:
-    """Where a set's text comes from, how many windows are drawn, and by which seed."""
+    """Where a set's text comes from (a file, or a package's modules), how many windows are drawn, and by which seed."""
 
     name: str
     text: str
     num_windows: int
     seed: int
+    at_most: bool = False  # a shorter text gives what it has
 
 
 SOURCES = [
@@ -61,11 +62,12 @@ def python_source(requirement: str) -> str:
 def draw(ids: list[int], source: Source, length: int) -> np.ndarray:
     """`num_windows` of a text's windows without overlap, in the order of the draw."""
     total = len(ids) // length
-    if total < source.num_windows:
+    wanted = min(source.num_windows, total) if source.at_most else source.num_windows
+    if total < wanted:
         raise SystemExit(
             f"{source.text}: {total} windows of {length} tokens, {source.num_windows} wanted; ask for fewer"
         )
-    chosen = torch.randperm(total, generator=torch.Generator().manual_seed(source.seed))[: source.num_windows]
+    chosen = torch.randperm(total, generator=torch.Generator().manual_seed(source.seed))[:wanted]
     return np.array(ids[: total * length]).reshape(total, length)[chosen.numpy()]
 
 
@@ -83,17 +85,17 @@ def read_windows(path: Path) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(windows.astype(np.int64)) for name, windows in sets.items()}
 
 
-def main() -> None:
-    """Writes the windows and what describes them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def write(description: str, sources: list[Source]) -> None:
+    """Writes the windows and what describes them, where the command line says."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="folder with tokenizer.json")
     parser.add_argument("corpora", type=Path, help="folder that get_corpora.sh filled")
     parser.add_argument("out", type=Path, help="a .safetensors file")
     args = parser.parse_args()
     tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
     sets, said = {}, {}
-    for source in SOURCES:
-        text = python_source(CODE) if source.text == CODE else (args.corpora / source.text).read_text("utf8")
+    for source in sources:
+        text = python_source(source.text) if "==" in source.text else (args.corpora / source.text).read_text("utf8")
         windows = draw(tokenizer.encode(text, add_special_tokens=False).ids, source, LENGTH)
         if windows.max() > np.iinfo(np.uint16).max:
             raise SystemExit(f"{args.model}: token id {windows.max()} does not fit in 16 bits")
@@ -107,4 +109,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    write(__doc__, SOURCES)

@@ -5,6 +5,8 @@ import time
 import pytest
 from ship_servers import s3_environment, start_s3, start_sshd, stop
 
+from registry.ship.place import open_place
+
 
 @pytest.fixture(scope="module")
 def sshd(tmp_path_factory):
@@ -40,3 +42,14 @@ def bucket(s3_port, monkeypatch):
     client.create_bucket(Bucket=name)
     client.close()
     return name
+
+
+@pytest.fixture(params=["folder", "sftp", "s3"])
+def place(request, tmp_path):
+    """The same place however it is reached."""
+    if request.param == "folder":
+        return open_place(str(tmp_path / "server"))
+    if request.param == "sftp":
+        server = request.getfixturevalue("as_ssh_user")
+        return open_place(f"sftp://{server.authority}{tmp_path}/server")
+    return open_place(f"s3://{request.getfixturevalue('bucket')}/models")

@@ -1,6 +1,5 @@
 """llama.cpp itself on our GGUF files: it reads as we do, says what our weights say, and is served."""
 
-import http.client
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ import torch
 from formats import write_in_scheme
 from llama_cpp_server import ask, benchmark, free_port, ids_of, llama_cpp
 from sentencepiece_models import CHINESE, CODE, ENGLISH, texts, train
+from serving_clients import leave_in_the_middle
 from tiny import CONFIG, write_internlm2
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
@@ -250,14 +250,7 @@ def test_a_prompt_longer_than_the_session_is_one_line(served):
 
 
 def test_a_client_that_disconnects_leaves_the_server_well(served):
-    connection = http.client.HTTPConnection("127.0.0.1", served.port)
-    body = {"model": "demo-w4", "prompt": "Once", "stream": True, "max_tokens": 900}
-    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
-    connection.request("POST", "/v1/completions", json.dumps(body), headers)
-    assert connection.getresponse().readline().startswith(b"data:")
-    connection.close()
-    assert "".join(served.client.complete("Once upon", Sampling(max_tokens=4)))
-    assert served.process.poll() is None
+    leave_in_the_middle(served, "demo-w4", "Once", KEY, 900)
 
 
 def test_a_signal_ends_the_server_and_leaves_no_file(demo, tmp_path):

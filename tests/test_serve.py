@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from lmdeploy_environment import PROGRAM, emulated, executable, server_interpreter
+from serving_clients import leave_in_the_middle
 from tiny_repository import make_repository
 
 from serving.client import Client
@@ -280,14 +281,7 @@ def test_a_prompt_longer_than_the_session_is_one_line(served):
 
 @needs_lmdeploy
 def test_a_client_that_disconnects_leaves_the_server_well(served):
-    connection = http.client.HTTPConnection("127.0.0.1", served.port)
-    body = {"model": "awq-w4", "prompt": "word100", "stream": True, "max_tokens": 40}
-    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
-    connection.request("POST", "/v1/completions", json.dumps(body), headers)
-    assert connection.getresponse().readline().startswith(b"data:")
-    connection.close()
-    assert "".join(served.client.complete("word100", Sampling(max_tokens=4)))
-    assert served.process.poll() is None
+    leave_in_the_middle(served, "awq-w4", "word100", KEY, 40)
 
 
 @needs_lmdeploy

@@ -35,17 +35,6 @@ def other(tmp_path):
     return tmp_path / "models" / "other"
 
 
-@pytest.fixture(params=["folder", "sftp", "s3"])
-def place(request, tmp_path):
-    """The same place however it is reached."""
-    if request.param == "folder":
-        return open_place(str(tmp_path / "server"))
-    if request.param == "sftp":
-        server = request.getfixturevalue("as_ssh_user")
-        return open_place(f"sftp://{server.authority}{tmp_path}/server")
-    return open_place(f"s3://{request.getfixturevalue('bucket')}/models")
-
-
 def ship(place, folder, made=None):
     return export(place, folder, of=folder.name, made=made)
 
