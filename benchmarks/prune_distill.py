@@ -10,7 +10,7 @@ their beginnings, and trains on that too. Stages: base, pruned, distilled, base-
 distilled-w4-repaired. `recovered` is the share of the perplexity that pruning cost which a stage has won back, with the
 95 % interval of a bootstrap over windows, all stages by the same draws; the domain `written` is of greedy continuations
 of held-out beginnings, where `perplexity` is the base's of what was written. Rows replace those of the same model,
-stage and domain in benchmarks/results/prune_distill.json.
+way, stage and domain in benchmarks/results/prune_distill.json.
 
 The nearest published figure is of another protocol: Minitron kept 95.6 % of Qwen3-8B's MMLU after 14 % of its
 parameters were cut and 1.6 M tokens distilled on two H200s in 1 h 45.
@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from quantizer import save, table
 from quantizer_quality import DRAWS, device, device_name, made
+from transformers import GenerationConfig
 
 from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.load import load_model
@@ -43,7 +44,7 @@ from compress.evaluate.compare import WindowScores, compare_models
 from compress.evaluate.outputs import describe, likelihood, write_on
 from compress.prune.budget import decoder_parameters
 from compress.prune.prune import Work, decide, write
-from compress.prune.recipe import DepthRecipe, MixRecipe, WidthRecipe
+from compress.prune.recipe import Compensation, DepthRecipe, MixRecipe, WidthRecipe
 from compress.prune.text import Text
 from compress.quantize.recipe import AwqRecipe
 from compress.quantize.resources import Resources
@@ -59,6 +60,12 @@ REPAIR = {
     "train": {"method": "scales", "embeddings": 1.0},
 }  # fmt: skip
 PROMPT, WRITTEN, ALL = 32, 256, "all"
+# Ways to cut a quarter of the demo base's decoder: the first is that of params.yaml.
+STARTS = {
+    "depth": DepthRecipe(method="depth", remove_layers=2),
+    "depth by KL, made good": DepthRecipe(method="depth", remove_layers=2, score="kl", compensation=Compensation()),
+    "feed-forward": WidthRecipe(method="width", intermediate_size=512),
+}
 
 
 @dataclass(frozen=True)
@@ -95,12 +102,8 @@ def steps(model, texts, recipes, work):
     yield "distilled", student, seen, seconds()
     for source in (model, student):
         stage = "base-w4" if source == model else "distilled-w4"
-        yield (
-            stage,
-            work / stage,
-            texts.calibration.numel(),
-            made(source, texts.calibration, recipes.quantize, work / stage),
-        )
+        seconds = made(source, texts.calibration, recipes.quantize, work / stage)
+        yield stage, work / stage, texts.calibration.numel(), seconds
     if recipes.repair is None:
         return
     seconds, learner = clock(), load_quantized(work / "distilled-w4", recipes.repair.train, device())
@@ -133,12 +136,23 @@ def scored(folder, base, held_out):
     return variant, scores | ({ALL: whole} if len(scores) > 1 else {})
 
 
-def written(variant, base, held_out):
+def written(variant, base, held_out, ends):
     """How a variant goes on from held-out beginnings, and how likely the base finds that."""
     prompts = torch.cat([tokens[:8, :PROMPT] for tokens in held_out.values()]).to(device())
-    outputs = write_on(variant, prompts, WRITTEN, [], batch=32)
-    nll = likelihood(base, outputs)
-    return {"perplexity": float(np.exp(nll)), "repetition": describe(outputs)["output_repetition"]}
+    outputs = write_on(variant, prompts, WRITTEN, ends, batch=32)
+    said = describe(outputs)
+    return {
+        "perplexity": float(np.exp(likelihood(base, outputs))),
+        "repetition": said["output_repetition"], "written_tokens": said["output_tokens"],
+    }  # fmt: skip
+
+
+def end_marks(model):
+    """The ids that end a text, as generation_config.json has them."""
+    ends = (
+        GenerationConfig.from_pretrained(model).eos_token_id if (model / "generation_config.json").is_file() else None
+    )
+    return [ends] if isinstance(ends, int) else list(ends or [])
 
 
 def recovered(before, after):
@@ -155,13 +169,18 @@ def recovered(before, after):
     return {"recovered": float(value), "recovered_low": float(low), "recovered_high": float(high)}
 
 
-def measured(name, model, texts, recipes):
+def measured(name, way, model, texts, recipes):
     """A row a stage and domain."""
-    base, rows, scores = load_model(model, device=device()), [], {}
+    base, rows, scores, ends = load_model(model, device=device()), [], {}, end_marks(model)
     with tempfile.TemporaryDirectory() as work:
         for stage, folder, tokens, elapsed_s in steps(model, texts, recipes, Path(work)):
             variant, scores[stage] = scored(folder, base, texts.held_out)
-            about = {"model": name, "stage": stage, "parameters": decoder_parameters(Checkpoint(folder).config)}
+            about = {
+                "model": name,
+                "way": way,
+                "stage": stage,
+                "parameters": decoder_parameters(Checkpoint(folder).config),
+            }
             seen = {"tokens": tokens, "elapsed_s": round(elapsed_s, 1), "device": device_name()}
             for domain, score in scores[stage].items():
                 means = score.means()
@@ -169,7 +188,7 @@ def measured(name, model, texts, recipes):
                 won = stage.startswith("distilled")
                 rows.append(row | (recovered(scores["pruned"][domain], score) if won else {"recovered": None}) | seen)
             rows.append(about | {"domain": "written", "kl_nats": None, "recovered": None} | seen)
-            rows[-1] |= written(variant, base, texts.held_out)
+            rows[-1] |= written(variant, base, texts.held_out, ends)
             print(stage, {d: round(s.means()["kl_nats"], 4) for d, s in scores[stage].items()}, flush=True)
     return rows
 
@@ -188,8 +207,11 @@ def demo(args):
         name: torch.from_numpy(evaluation.tokens[domains == name]).long() for name in sorted(set(evaluation.domains))
     }
     texts = Texts(*(torch.from_numpy(w.tokens).long() for w in (calibration, training)), held_out)
-    recipes = Recipes(params.prune["shallow"], params.distill["student"], AwqRecipe(), args.repair)
-    return measured("demo base", ROOT / "models" / "base", texts, recipes)
+    rows = []
+    for way, start in STARTS.items():
+        recipes = Recipes(start, params.distill["student"], AwqRecipe(), args.repair)
+        rows += measured("demo base", way, ROOT / "models" / "base", texts, recipes)
+    return rows
 
 
 def smollm2(args):
@@ -207,7 +229,7 @@ def smollm2(args):
         print(f"{args.own_words} windows in the base's own words: {time.perf_counter() - began:.1f} s", flush=True)
     calibration = torch.cat([windows["calibration"], training[torch.randperm(len(training))[: args.calibration]]])
     recipes = Recipes(args.prune, args.distill, AwqRecipe(group_size=64), args.repair)
-    return measured("SmolLM2-135M", args.model, Texts(calibration, training, held_out), recipes)
+    return measured("SmolLM2-135M", args.prune.method, args.model, Texts(calibration, training, held_out), recipes)
 
 
 def recipe_of(kind):
@@ -246,7 +268,7 @@ def main():
     args = parser.parse_args()
     rows = {"demo": demo, "smollm2": smollm2}[args.what](args)
     table(rows)
-    save(args.out, rows, ("model", "stage", "domain"))
+    save(args.out, rows, ("model", "way", "stage", "domain"))
 
 
 if __name__ == "__main__":

@@ -78,6 +78,28 @@ def _speed() -> str:
     )
 
 
+def _distilled() -> str:
+    """A row a way to cut and stage, over all held-out text, with what the stage writes by itself."""
+    rows = {(r["model"], r["way"], r["stage"], r["domain"]): r for r in _read("benchmarks/results/prune_distill.json")}
+    heads = ("model", "cut", "stage", "perplexity", "KL, nats", "won back", "4-grams said twice")
+    lines = [f"| {' | '.join(heads)} |", f"| --- | --- | --- |{' ---: |' * 4}"]
+    for (model, way, stage, domain), row in rows.items():
+        of_base = stage in {"base", "base-w4"}  # the same for every way
+        if domain != "all" or (of_base and way != "depth"):
+            continue
+        won = "" if row["recovered"] is None else _share(row)
+        twice = rows[model, way, stage, "written"]["repetition"]
+        found = f"{row['perplexity']:.2f} | {row['kl_nats']:.4f} | {won} | {100 * twice:.0f} %"
+        lines.append(f"| {model} | {'' if of_base else way} | {stage} | {found} |")
+    return "\n" + "\n".join(lines) + "\n"
+
+
+def _share(row: dict[str, Any]) -> str:
+    """What is won back, with its interval, in percent."""
+    value, low, high = (100 * row[name] for name in ("recovered", "recovered_low", "recovered_high"))
+    return f"{value:.0f} % ({low:.0f} to {high:.0f})"
+
+
 def _engine() -> str:
     return f"{max(abs(row['difference_nats']) for row in _read('benchmarks/results/turbomind.json')):.5f}"
 
@@ -140,6 +162,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "recipes": _recipes,
     "quality": _quality,
     "speed": _speed,
+    "distilled": _distilled,
     "engine": _engine,
     "repro": _repro,
     "memory": _memory,

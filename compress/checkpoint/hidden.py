@@ -72,9 +72,11 @@ class HiddenStates:
         near = self._near.get(at.start)
         return self._far[at.start] if near is None else near
 
+    @torch.no_grad()
     def put_(self, at: slice, batch: Hidden) -> None:
         """Takes a batch's place; it is there when the next pass begins."""
         if at.start in self._near:
+            batch = batch.detach()
             self._near[at.start] = batch if self._on_gpu else batch.clone()  # on a CPU what is lent is no copy
             return
         if not self._on_gpu:
