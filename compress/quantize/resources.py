@@ -39,7 +39,7 @@ class Resources:
     batch: int = 8  # windows on the device at a time
     prefetch: bool = True  # read the next layer's weights while one is at work
     disk: Path | None = None  # a folder: the windows wait in a file there instead of in memory
-    near_bytes: int = 2**31  # of a GPU's memory in which windows may stay
+    near_bytes: int = 3 * 2**29  # of a GPU's memory in which windows may stay
     workers: Workers = ALONE
 
     @property
