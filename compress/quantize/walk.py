@@ -25,13 +25,14 @@ from compress.quantize.keep import Cost, Place, kept_in_16_bits, module_names, s
 from compress.quantize.layer import LayerQuantizer, QuantizedLinear, set_weight_
 from compress.quantize.learner import Learner
 from compress.quantize.narrow import narrowed
-from compress.quantize.recipe import AwqRecipe, Learned
+from compress.quantize.recipe import AwqRecipe, Learned, Nearest
 from compress.quantize.resources import Resources
 from compress.quantize.sites import LINEARS
 from compress.quantize.stream import LEAVE, WHOLE_LAYER, Stream
 
 Store = Callable[[], None]
 ON_CPU = Resources()
+REPORTED = 16  # windows on which plain rounding, which asks no text, reports what it lost
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ def quantize_model(
     With a `journal` whose entries a killed walk into the same folder left, it goes on behind the last of them. Where
     the recipe keeps linears in 16 bits, a first walk without a trace finds out which.
     """
+    if _asks_no_text(recipe):
+        tokens, counted = tokens[:REPORTED], None if counted is None else counted[:REPORTED]
     walk = partial(_walk, checkpoint, tokens, counted, recipe, resources, progress)
     kept: frozenset[Place] = frozenset()
     if recipe.keep is not None:
@@ -76,6 +79,10 @@ def quantize_model(
         config = format_named(recipe.format).quantization_config(recipe.group_size, module_names(kept))
         writer.close(config)
     return errors
+
+
+def _asks_no_text(recipe: AwqRecipe) -> bool:
+    return isinstance(recipe.rounding, Nearest) and not any((recipe.scale, recipe.clip, recipe.feedback, recipe.keep))
 
 
 def _walk(
