@@ -24,7 +24,7 @@ from compress.quantize.resources import Resources
 from compress.quantize.sites import LINEARS, SITES, joined_weight, producer_divisor, tie_for
 from compress.quantize.statistics import output_error
 from compress.quantize.stream import FLOATS, LEAVE, ROUNDED, WHOLE_LAYER, Stream
-from compress.quantize.walk import quantize_model
+from compress.quantize.walk import REPORTED, quantize_model
 
 PLAIN = AwqRecipe(scale=None, clip=None, feedback=None, rounding=Nearest(method="nearest"))
 ROOT = Path(__file__).parents[1]
@@ -125,6 +125,13 @@ def test_plain_rounding_stores_each_weight_s_nearest_point(tmp_path):
     assert torch.allclose(stored, nearest(W, fit_grid(W, 4, 128)), atol=1e-6)
     assert [e.linear for e in errors if e.layer == 0] == list(LINEARS)
     assert all(e.error == pytest.approx(e.nearest_error) for e in errors)
+
+
+def test_plain_rounding_asks_no_text_and_reports_on_the_first_windows_of_it(tmp_path):
+    write_internlm2(tmp_path / "m", CONFIG | {"num_hidden_layers": 1})
+    longer = windows(REPORTED + 4)
+    first, errors = (quantized(tmp_path / "m", tmp_path / str(n), PLAIN, tokens=longer[:n]) for n in (REPORTED, None))
+    assert first == errors
 
 
 def test_both_layouts_hold_the_same_numbers(tmp_path):
