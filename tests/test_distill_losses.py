@@ -120,8 +120,31 @@ def test_divergence_is_the_formula_s_of_each_token(monkeypatch, spread):
     assert torch.allclose(divergence(hs, Ws, ht, Wt), wanted, rtol=1e-4, atol=2e-5 * max(1.0, spread))
 
 
+@pytest.mark.parametrize("tokens", [1, 4, 64])
+@pytest.mark.parametrize("spread", [0.1, 3.0, 60.0])
+def test_each_token_s_share_of_the_gradient_is_the_formula_s_however_far_apart_logits_are(monkeypatch, spread, tokens):
+    chunks_of(monkeypatch, tokens)
+    inputs, w = heads(spread=spread), torch.linspace(-1, 2, TOKENS)[None]
+    got, wanted = (
+        result[1] for result in (ours([ForwardKl()], inputs, w, None), expected([ForwardKl()], inputs, w, None))
+    )
+    assert all(torch.allclose(a, b.float(), rtol=1e-3, atol=1e-4) for a, b in zip(got, wanted, strict=True))
+    assert all(gradient.abs().max() > 1e-3 for gradient in wanted)
+
+
+def test_the_teacher_gets_no_gradient():
+    hs, Ws, ht, Wt = heads()
+    ht, Wt = ht.requires_grad_(), Wt.requires_grad_()
+    mixed = Mix([(1.0, term(ForwardKl()))]).function()
+    fused_loss(hs, Ws, FromHidden(ht, Wt), None, masked()[None], mixed).backward()
+    assert hs.grad is not None
+    assert ht.grad is None
+    assert Wt.grad is None
+
+
 def test_equal_models_lose_nothing_and_are_not_moved():
     hs, Ws, _, _ = heads(student=36)
+    assert divergence(hs, Ws, hs.detach(), Ws.detach()).abs().max() < 1e-5
     value, gradients = ours([ForwardKl()], (hs, Ws, hs.detach(), Ws.detach()), torch.ones(1, TOKENS), None)
     assert value.abs() < 1e-4
     assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in gradients)
