@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py FOLDER …            # needs a GPU and LMDeploy 0.18; about a minute a row
 
-Each folder is served with every cache ratio and KV width; after one answer the card is read. The tokens that the
+Each folder is served with every cache ratio and KV width that it can have; after one answer the card is read. The tokens that the
 engine has room for come from its own log. Writes benchmarks/results/memory.json; the planner is wrong where the
 difference is beyond 5 %.
 """
@@ -11,6 +11,7 @@ import json
 import re
 import socket
 import sys
+from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/serving.py would stand before the package
@@ -19,12 +20,12 @@ from serving.client import Client
 from serving.engine import Sampling
 from serving.gpus import gpus
 from serving.memory import plan
-from serving.profile import EngineProfile, command, fitted
+from serving.profile import EngineProfile, command, fitted, kv_bits
 from serving.server import LOOPBACK, Server, lmdeploy_command
 from serving.shape import read_shape
 
 RESULT = Path(__file__).parent / "results" / "memory.json"
-CASES = [(ratio, kv) for ratio in (0.2, 0.4, 0.8) for kv in (0, 8, 4)]
+RATIOS = (0.2, 0.4, 0.8)
 START_S = 300.0
 
 
@@ -70,12 +71,12 @@ def main(folders: list[str]) -> None:
         raise SystemExit(__doc__)
     rows = []
     for folder in folders:
-        for ratio, kv in CASES:
+        for ratio, kv in product(RATIOS, kv_bits(read_shape(Path(folder)))):
             rows.append(measure(Path(folder).resolve(), ratio, kv))
             row = rows[-1]
             took = f"planned {row['total_bytes'] / 2**20:,.0f} MiB, read {row['read_bytes'] / 2**20:,.0f} MiB"
             print(f"{row['model']}, cache {ratio}, KV {kv or 16}: {took}, {100 * row['difference']:+.1f} %", flush=True)
-    RESULT.write_text(json.dumps(rows, indent=2) + "\n", "utf8")
+            RESULT.write_text(json.dumps(rows, indent=2) + "\n", "utf8")
 
 
 if __name__ == "__main__":

@@ -223,9 +223,12 @@ def smollm2(args):
     training = torch.cat([sets[name] for name in args.text.split("+")])
     if args.own_words:
         began, length = time.perf_counter(), training.shape[1]
-        recipe = GenerateRecipe(windows=args.own_words, length=length, prompt_tokens=16, batch=512, precision="bf16")
-        base = load_model(args.model, device=device())
-        training = torch.cat([training, generate(base, training, recipe)])
+        recipe = GenerateRecipe(
+            windows=args.own_words, length=length, prompt_tokens=args.prompt_tokens, batch=args.own_batch,
+            precision="bf16",
+        )  # fmt: skip
+        mixed = torch.randperm(len(training), generator=torch.Generator().manual_seed(0))
+        training = torch.cat([training, generate(load_model(args.model, device=device()), training[mixed], recipe)])
         print(f"{args.own_words} windows in the base's own words: {time.perf_counter() - began:.1f} s", flush=True)
     calibration = torch.cat([windows["calibration"], training[torch.randperm(len(training))[: args.calibration]]])
     recipes = Recipes(args.prune, args.distill, AwqRecipe(group_size=64), args.repair)
@@ -257,6 +260,8 @@ def main():
     parser.add_argument("--training", type=Path, help="of training_windows.py")
     parser.add_argument("--text", default="sotu+shakespeare", help="its sets to train on")
     parser.add_argument("--own-words", type=int, default=0, help="windows that the base writes itself")
+    parser.add_argument("--prompt-tokens", type=int, default=2, help="of a window of text, with which those begin")
+    parser.add_argument("--own-batch", type=int, default=1024, help="windows that are written at once")
     parser.add_argument(
         "--calibration", type=int, default=0, help="windows of the training text beside those of one domain"
     )

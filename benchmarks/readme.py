@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 SECTION = re.compile(r"(<!-- (\w+)[^>]*-->)(.*?)(<!-- end -->)", re.DOTALL)
 
 
-def _read(path: str) -> Any:
+def _read(path: str | Path) -> Any:
     return json.loads((ROOT / path).read_text("utf8"))
 
 
@@ -79,25 +79,85 @@ def _speed() -> str:
 
 
 def _distilled() -> str:
-    """A row a way to cut and stage, over all held-out text, with what the stage writes by itself."""
+    """A row a way to cut and stage, over the held-out text of `DISTILLED_ON`, with what the stage writes by itself."""
     rows = {(r["model"], r["way"], r["stage"], r["domain"]): r for r in _read("benchmarks/results/prune_distill.json")}
     heads = ("model", "cut", "stage", "perplexity", "KL, nats", "won back", "4-grams said twice")
-    lines = [f"| {' | '.join(heads)} |", f"| --- | --- | --- |{' ---: |' * 4}"]
+    lines, said = [f"| {' | '.join(heads)} |", f"| --- | --- | --- |{' ---: |' * 4}"], set()
     for (model, way, stage, domain), row in rows.items():
         of_base = stage in {"base", "base-w4"}  # the same for every way
-        if domain != "all" or (of_base and way != "depth"):
+        if domain != DISTILLED_ON[model] or (of_base and (model, stage) in said):
             continue
-        won = "" if row["recovered"] is None else _share(row)
+        said.add((model, stage))
+        won = "" if row["recovered"] is None else _share(row, "recovered")
         twice = rows[model, way, stage, "written"]["repetition"]
         found = f"{row['perplexity']:.2f} | {row['kl_nats']:.4f} | {won} | {100 * twice:.0f} %"
         lines.append(f"| {model} | {'' if of_base else way} | {stage} | {found} |")
     return "\n" + "\n".join(lines) + "\n"
 
 
-def _share(row: dict[str, Any]) -> str:
-    """What is won back, with its interval, in percent."""
-    value, low, high = (100 * row[name] for name in ("recovered", "recovered_low", "recovered_high"))
+def _share(row: dict[str, Any], name: str) -> str:
+    """A share with its interval, in percent."""
+    value, low, high = (100 * row[key] for key in (name, f"{name}_low", f"{name}_high"))
     return f"{value:.0f} % ({low:.0f} to {high:.0f})"
+
+
+def _taught() -> str:
+    rows = _read("benchmarks/results/prune_distill.json")
+    (row,) = (r for r in rows if (r["model"], r["stage"], r["domain"]) == ("SmolLM2-135M", "distilled", "wikitext2"))
+    return f"{row['elapsed_s']:.0f} seconds on {row['tokens'] / 1e6:.0f} million tokens"
+
+
+def _trained() -> str:
+    """The best share of the card's peak, with eager beside it."""
+    rows = _read("benchmarks/results/distill_speed.json")
+    best, eager = max(rows, key=lambda row: row["share_of_peak"]), next(row for row in rows if not row["compile"])
+    return (
+        f"{100 * best['share_of_peak']:.0f} % of the bf16 peak that a large product reaches there "
+        f"({best['tokens_per_s']:,.0f} tokens a second with {best['batch']} × {best['length']} tokens an update and "
+        f"`compile: true`; {100 * eager['share_of_peak']:.0f} % with {eager['batch']} windows and without)"
+    )
+
+
+def _repaired() -> str:
+    """The recipe that closes most, over all held-out text and by domain."""
+    rows = _read("benchmarks/results/qad.json")
+    best = max((row for row in rows if row["domain"] == "all"), key=lambda row: row["closed"])
+    domains = [row for row in rows if row["recipe"] == best["recipe"] and row["domain"] != "all"]
+    by_domain = ", ".join(f"{row['domain']} {_share(row, 'closed')}" for row in domains)
+    return (
+        f"{_share(best, 'closed')} of `awq-light`'s KL over all held-out text in {best['elapsed_s']:.0f} s: {by_domain}"
+    )
+
+
+def _load() -> str:
+    """Tokens a second, a row a model and a column a number of clients."""
+    rows = _read("benchmarks/results/serving.json")
+    batches = sorted({row["batch"] for row in rows})
+    lines = [f"| model | {' | '.join(f'{batch} at once' for batch in batches)} |", f"| --- |{' ---: |' * len(batches)}"]
+    for model in dict.fromkeys(row["model"] for row in rows):
+        speeds = {row["batch"]: row["output_tokens_a_second"] for row in rows if row["model"] == model}
+        lines.append(f"| {model} | {' | '.join(f'{speeds[batch]:,.0f}' for batch in batches)} |")
+    return "\n" + "\n".join(lines) + "\n"
+
+
+def _read_memory() -> str:
+    """How far the planner was from nvidia-smi, at most."""
+    rows = _read("benchmarks/results/memory.json")
+    worst = max(abs(row["difference"]) for row in rows)
+    return f"{len(rows)} readings of nvidia-smi on an {rows[0]['device']} agree to {100 * worst:.1f} %"
+
+
+def _proven() -> str:
+    """What the engine agreed on, at its worst."""
+    cases = [case for file in sorted(ROOT.glob("reports/*.conformance.json")) for case in _read(file)["cases"]]
+    agreed = [case for case in cases if case["passed"]]
+    ppl = max(abs(case["engine_perplexity"] / case["perplexity"] - 1) for case in agreed)
+    top1 = min(case["top1_agreement"] for case in agreed)
+    bits = " and ".join(str(b) for b in sorted({case["kv_bits"] for case in agreed}, reverse=True))
+    return (
+        f"its perplexity is ours to {100 * ppl:.3f} %, its likeliest token ours at {100 * top1:.1f} % of positions or "
+        f"more, with the KV cache in {bits} bits"
+    )
 
 
 def _engine() -> str:
@@ -157,12 +217,20 @@ def _gguf() -> str:
     )
 
 
+DISTILLED_ON = {"demo base": "all", "SmolLM2-135M": "wikitext2"}  # text of another domain than what was trained on
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "table": _table,
     "recipes": _recipes,
     "quality": _quality,
     "speed": _speed,
     "distilled": _distilled,
+    "taught": _taught,
+    "trained": _trained,
+    "repaired": _repaired,
+    "load": _load,
+    "readings": _read_memory,
+    "proven": _proven,
     "engine": _engine,
     "repro": _repro,
     "memory": _memory,

@@ -11,6 +11,7 @@ from pipelines.stage import fresh_file, run
 from registry.conformance import SUFFIX, Case
 
 LAYOUTS = ("llama", "internlm2")
+KV_BITS = (16, 8, 4)
 WINDOWS = Path("data/evaluation")
 
 
@@ -29,6 +30,8 @@ def conformance(
     if unknown := set(layout.split(",")) - set(LAYOUTS):
         raise ParamsError(f"--layout: {', '.join(sorted(unknown))}; choose llama, internlm2 or both with a comma")
     bits, ranks, read = _numbers(kv, "--kv"), _numbers(tp, "--tp"), load_windows(windows)
+    if unknown_bits := set(bits) - set(KV_BITS):
+        raise ParamsError(f"--kv: {', '.join(map(str, sorted(unknown_bits)))}; choose of 16, 8 and 4")
     failed = []
     for model in models:
         proof = prove(model_folder(model), read, layout.split(","), bits, ranks)  # type: ignore[arg-type]  # as checked
@@ -37,6 +40,8 @@ def conformance(
             file.write_text(proof.model_dump_json(indent=2) + "\n", "utf8")
         for case in proof.cases:
             print(f"{model}, {_told(case)}", flush=True)
+        for reason in proof.refused:
+            print(f"{model}, left out: {reason}", flush=True)
         failed += [] if proof.passed else [model]
     if failed:
         raise ParamsError(f"conformance: the engine disagrees on {', '.join(failed)}; see {reports}/*{SUFFIX}")

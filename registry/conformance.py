@@ -39,6 +39,7 @@ class Conformance(BaseModel):
     windows: str  # sha256 of the token ids
     passed: bool
     cases: list[Case]
+    refused: list[str] = []  # ways that no server of ours would try, and why
 
 
 def path_beside(report: Path) -> Path:

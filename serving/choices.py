@@ -1,4 +1,5 @@
-"""Every way to serve a model on a card, side by side: weights in 16 or 4 bits, KV cache in 16, 8 or 4, cache ratios.
+"""Every way to serve a model on a card, side by side: weights in 16 or 4 bits, the bits of KV cache that the engine can,
+cache ratios.
 
 `choose` picks for a stated load: the least lossy way that holds it (16-bit weights before 4-bit, a wider cache before a
 narrower), with the smallest ratio that is enough, so that the rest of the card stays free for others.
@@ -8,11 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from serving.memory import MemoryPlan, plan
-from serving.profile import EngineProfile, KvBits
+from serving.profile import EngineProfile, kv_bits
 from serving.shape import Shape
 
 WEIGHT_BITS = (16, 4)
-KV_BITS: tuple[KvBits, ...] = (0, 8, 4)
 RATIOS = (0.2, 0.4, 0.6, 0.8, 0.9)
 
 
@@ -52,7 +52,7 @@ def choices(shape: Shape, profile: EngineProfile, gpu_bytes: int, ratios: Sequen
     """The whole table, the least lossy first; a model that is stored in 4 bits has no 16-bit rows."""
     rows = []
     for bits in WEIGHT_BITS if shape.bits == 16 else (shape.bits,):
-        for kv in KV_BITS:
+        for kv in kv_bits(shape):
             for ratio in ratios:
                 told = profile.model_copy(update={"quant_policy": kv, "cache_max_entry_count": ratio})
                 rows.append(Choice(bits, told, plan(shape, told, gpu_bytes, bits)))

@@ -13,7 +13,7 @@ from serving.errors import ServingError
 from serving.shape import Shape
 
 HEAD_DIMS = (64, 128, 192, 256)  # the engine has attention kernels for these; another head_dim aborts its process
-NO_INT4_KV = (192,)
+NO_INT4_KV = (64, 192)  # it reads a misaligned address with heads of 64, and has no kernel for 192: either ends it
 TENSOR_PARALLEL = (1, 2, 4, 8, 16)
 TEXT_MODELS = ("InternLM2ForCausalLM", "LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 TURBOMIND = (*TEXT_MODELS, "InternVLChatModel", "InternVLForConditionalGeneration")  # LMDeploy's PyTorch serves others
@@ -70,7 +70,7 @@ def problems(profile: EngineProfile, shape: Shape) -> list[str]:
     if shape.head_dim not in HEAD_DIMS:
         found.append(f"head_dim is {shape.head_dim}, the engine has kernels for {', '.join(map(str, HEAD_DIMS))}")
     if profile.quant_policy == 4 and shape.head_dim in NO_INT4_KV:
-        found.append(f"quant_policy 4 has no kernel for head_dim {shape.head_dim}; use 0 or 8")
+        found.append(f"quant_policy 4 ends the engine with heads of {shape.head_dim}; use 0 or 8")
     if not splits(shape, profile.tp):
         legal = [n for n in TENSOR_PARALLEL if splits(shape, n)]
         heads = f"{shape.heads} heads with {shape.kv_heads} kv heads"
@@ -79,6 +79,11 @@ def problems(profile: EngineProfile, shape: Shape) -> list[str]:
     if profile.session_len and shape.longest_session and profile.session_len > shape.longest_session:
         found.append(f"session_len {profile.session_len} is longer than the model's {shape.longest_session} positions")
     return found
+
+
+def kv_bits(shape: Shape) -> list[KvBits]:
+    """What the engine can keep this model's KV cache in, the widest first; 0 is 16."""
+    return [0, 8] if shape.head_dim in NO_INT4_KV else [0, 8, 4]
 
 
 def splits(shape: Shape, tp: int) -> bool:

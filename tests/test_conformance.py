@@ -68,7 +68,7 @@ def test_a_shorter_answer_disagrees_where_it_is_missing():
     assert verdict(replace(OURS, likeliest=[[1] * 100, [2] * 50])).top1_agreement == 0.75
 
 
-def testour_numbers_are_the_model_s_own(repository):
+def test_our_numbers_are_the_model_s_own(repository):
     folder = repository / "models" / "awq-w4"
     model = load_model(folder)
     sixteen, four = (our_numbers(model, what_is_asked(folder, TOKENS), bits) for bits in (16, 4))
@@ -130,6 +130,20 @@ def test_without_a_gpu_nothing_is_proven_and_the_file_says_so(repository):
     assert proof["passed"] is False
     assert [case["reason"] for case in proof["cases"]] == ["not run: 0 GPU here"] * 2
     assert proof["artifact"] == verify(repository / "models" / "awq-w4").digest
+
+
+def test_what_no_server_would_try_is_left_out_with_the_reason(repository):
+    run(repository, {"LMDEPLOY_PYTHON": sys.executable}, "awq-w4", "--kv", "8,4", "--tp", "1,3")
+    proof = json.loads((repository / "reports" / "awq-w4.conformance.json").read_text())
+    assert {(case["kv_bits"], case["tp"]) for case in proof["cases"]} == {(8, 1)}
+    four, three = proof["refused"]
+    assert four == "quant_policy 4 ends the engine with heads of 64; use 0 or 8"
+    assert three.startswith("tp 3 does not divide 4 heads with 2 kv heads; legal are 1, 2")
+
+
+def test_bits_that_no_cache_has_are_refused(repository):
+    done = run(repository, {}, "awq-w4", "--kv", "16,3")
+    assert (done.returncode, done.stderr) == (1, "turbopress: --kv: 3; choose of 16, 8 and 4\n")
 
 
 @pytest.mark.skipif(not PROGRAM.is_dir(), reason="../shared/turbomind_check is not there")

@@ -9,7 +9,7 @@ from compress.quantize.turbomind import HEAD_DIMS as CONTRACT_HEAD_DIMS
 from compress.quantize.turbomind import problems as contract_problems
 from pipelines.params import load
 from serving.errors import ServingError
-from serving.profile import HEAD_DIMS, EngineProfile, command, fitted, problems
+from serving.profile import HEAD_DIMS, EngineProfile, command, fitted, kv_bits, problems
 from serving.shape import parse_shape
 
 SHAPE = parse_shape(CONFIG, "config.json")
@@ -63,10 +63,14 @@ def test_a_session_longer_than_the_model_is_refused():
         fitted(EngineProfile(session_len=65), SHAPE, "models/base")
 
 
-def test_int4_kv_has_no_kernel_for_head_dim_192():
-    shape = parse_shape({**CONFIG, "head_dim": 192}, "config.json")
+@pytest.mark.parametrize("head_dim", [64, 192])
+def test_int4_kv_is_refused_where_it_ends_the_engine(head_dim):
+    """Heads of 64: `CUDA error: misaligned address` on an H200; heads of 192: no kernel."""
+    shape = parse_shape({**CONFIG, "head_dim": head_dim}, "config.json")
     assert problems(EngineProfile(quant_policy=8), shape) == []
-    assert "quant_policy 4 has no kernel" in problems(EngineProfile(quant_policy=4), shape)[0]
+    (told,) = problems(EngineProfile(quant_policy=4), shape)
+    assert told == f"quant_policy 4 ends the engine with heads of {head_dim}; use 0 or 8"
+    assert kv_bits(shape) == [0, 8]
 
 
 HEADS = [(heads, kv) for heads in (4, 6, 8, 16) for kv in (1, 2, 4, 6) if heads % kv == 0]

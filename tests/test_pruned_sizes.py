@@ -73,3 +73,11 @@ def test_heads_that_do_not_divide_are_refused(tmp_path):
         CompressError, match=r"^prune\.narrow\.kv_heads: no size below 2 is legal for tensor_parallel 3"
     ):
         pruned(folder, tmp_path / "p", width(kv_heads=1, tensor_parallel=3))
+
+
+def test_heads_share_the_residual_stream_evenly(tmp_path):
+    """Stock transformers refuses another configuration, even where head_dim is said."""
+    write_internlm2(tmp_path, WIDE | {"hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3})
+    nine = Checkpoint(tmp_path).config
+    assert {size % 9 for size in legal_sizes(nine, "hidden_size", width(hidden_size=0.9, group_size=None))} == {0}
+    assert legal_sizes(nine, "kv_heads", width(kv_heads=0.5, group_size=None)) == [1, 2]

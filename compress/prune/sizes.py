@@ -37,9 +37,11 @@ def with_sizes(config: ModelConfig, sizes: Sizes) -> ModelConfig:
 
 
 def broken(config: ModelConfig, source: ModelConfig, contract: Contract) -> list[str]:
-    """What TurboMind would refuse in a pruned model: in 16 bits anything, in 4 what its source did not break."""
+    """What TurboMind or transformers would refuse: in 16 bits anything, in 4 what the source did not break."""
     tp = contract.tensor_parallel
     found = list(problems(config, "llama", None, tp))
+    if size_of(config, "hidden_size") % config.num_heads:  # transformers refuses it, whatever head_dim says
+        found.append(f"hidden_size {size_of(config, 'hidden_size')} is no multiple of the {config.num_heads} heads")
     if contract.group_size is not None:
         later = Weights(FORMAT_OF_GROUPS[contract.group_size], contract.group_size)
         before = set(problems(source, "llama", later, tp))
