@@ -2,9 +2,8 @@
 
     python benchmarks/memory.py FOLDER …            # needs a GPU and LMDeploy 0.18; about a minute a row
 
-Each folder is served with every cache ratio and KV width that it can have; after one answer the card is read. The tokens that the
-engine has room for come from its own log. Writes benchmarks/results/memory.json; the planner is wrong where the
-difference is beyond 5 %.
+Each folder is served with every cache ratio and KV width that it can have; after one answer the card is read. Writes
+benchmarks/results/memory.json; the planner is wrong where the difference is beyond 5 %.
 """
 
 import json
