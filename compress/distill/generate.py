@@ -1,7 +1,7 @@
 """Text that a teacher writes itself, to be distilled on: where the model is sure and where it is not is its own.
 
 Each window begins as a text of the user's does and goes on as the model says, by sampling, many windows at a time over
-a key-value cache of fixed size. An end of text is a token like any other: behind it the model begins another one.
+keys and values that are kept. An end of text is a token like any other: behind it the model begins another one.
 """
 
 # z (windows, vocab) logits of the next token · p their probabilities, likeliest first
@@ -11,7 +11,8 @@ import copy
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
-from transformers import PreTrainedModel, StaticCache
+from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from compress.distill.recipe import GenerateRecipe
 from compress.errors import CompressError
@@ -43,7 +44,7 @@ def _in_precision(model: PreTrainedModel, recipe: GenerateRecipe) -> PreTrainedM
 def _written(
     model: PreTrainedModel, begun: Integer[Tensor, "windows begun"], recipe: GenerateRecipe, chance: torch.Generator
 ) -> Integer[Tensor, "windows written"]:
-    cache = StaticCache(config=model.config, max_cache_len=recipe.length)
+    cache = Cache([_Kept(recipe.length) for _ in range(model.config.num_hidden_layers)])
     tokens, step = begun, begun
     for _ in range(recipe.length - recipe.prompt_tokens):
         z = model(step, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1].float()
@@ -52,10 +53,35 @@ def _written(
     return tokens
 
 
+class _Kept(DynamicLayer):  # type: ignore[misc]  # transformers has no types
+    """Keys and values of a layer in one allocation, handed out as far as they are written: no mask is needed then, and
+    queries of a group share their keys without a copy of them."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.length = length
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        seen = self.get_seq_length()
+        if not seen:
+            self.rooms = [x.new_empty(*x.shape[:2], self.length, x.shape[-1]) for x in (key_states, value_states)]
+            self.is_initialized = True
+        now = seen + key_states.shape[-2]
+        for room, states in zip(self.rooms, (key_states, value_states), strict=True):
+            room[:, :, seen:now] = states
+        self.keys, self.values = (room[:, :, :now] for room in self.rooms)
+        return self.keys, self.values
+
+
 def _sampled(
     z: Float[Tensor, "windows vocab"], recipe: GenerateRecipe, chance: torch.Generator
 ) -> Integer[Tensor, "windows 1"]:
-    p, ids = (z / recipe.temperature).softmax(-1).sort(-1, descending=True)
+    p = (z / recipe.temperature).softmax(-1)
+    if recipe.top_p == 1:
+        return torch.multinomial(p, 1, generator=chance)
+    p, ids = p.sort(-1, descending=True)
     before = p.cumsum(-1) - p  # what is likelier; of the likeliest that is nothing, so one is always left
     drawn = torch.multinomial(p.masked_fill(before >= recipe.top_p, 0), 1, generator=chance)
     return ids.gather(1, drawn)
