@@ -1,11 +1,11 @@
 """A teacher beside the student and what it once said give the same loss; what no cache can give is refused."""
 
 import json
-import signal
 
 import pytest
 import torch
 import yaml
+from full_disk import full_disk
 from test_distill_loop import losses, models, recipe, texts, uneven  # noqa: F401 - a fixture
 from tiny import CONFIG, windows, write_internlm2
 from tiny_repository import PARAMS, write_base, write_source
@@ -55,22 +55,17 @@ def test_a_cache_is_a_fraction_of_the_logits(tmp_path, models):  # noqa: F811
 
 
 def test_a_full_disk_loses_nothing_that_is_cached(tmp_path, models):  # noqa: F811
-    resource = pytest.importorskip("resource")
     said, teacher, folder = recipe(cache="hidden"), models()[1], tmp_path / "cache"
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with full_disk() as fill_up:
 
-    def full_after_two(items, what):
-        for number, item in enumerate(items):
-            if number == 2:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (512, limits[1]))
-            yield item
+        def full_after_two(items, what):
+            for number, item in enumerate(items):
+                if number == 2:
+                    fill_up(512)
+                yield item
 
-    try:
         with pytest.raises(CompressError, match=r"window-000016.safetensors: not written .* stay cached$") as error:
             fill(folder, teacher, texts(), said, full_after_two)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(error.value)
     there = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert len(there) == 16
