@@ -4,14 +4,12 @@ import json
 
 import pytest
 import torch
-import yaml
 from full_disk import full_disk
 from test_distill_loop import losses, models, recipe, texts, uneven  # noqa: F401 - a fixture
-from tiny import CONFIG, windows, write_internlm2
-from tiny_repository import PARAMS, write_base, write_source
+from tiny import CONFIG
+from tiny_repository import write_base, write_params, write_source, write_text
 
 from compress.checkpoint.load import load_model
-from compress.corpus import Windows, save_windows
 from compress.distill import teachers
 from compress.distill.cache import cached, fill
 from compress.distill.train import distill_
@@ -148,14 +146,12 @@ def repository(tmp_path, monkeypatch):
     said = {"from": "base", "teacher": "other", "data": "distillation", "steps": 3, "batch": 2, "warmup_steps": 1}
     said |= {"learning_rate": 0.001, "save_every": 1}
     students = {"plain": said, "cached": said | {"cache": "hidden"}}
-    values = PARAMS | {"prune": {"other": {"from": "base", "method": "depth", "remove_layers": 1}}, "distill": students}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    other = {"from": "base", "method": "depth", "remove_layers": 1}
+    write_params(tmp_path, prune={"other": other}, distill=students)
     for name, seed in (("base", 0), ("other", 1)):
-        write_source(tmp_path / name)
-        write_internlm2(tmp_path / name, CONFIG | {"num_hidden_layers": 2}, seed)
+        write_source(tmp_path / name, seed=seed)
         write_base(tmp_path / name, tmp_path / "models" / name)
-    (tmp_path / "text").mkdir()
-    save_windows(Windows(windows(6, 16).numpy().astype("int32"), ["text"] * 6), tmp_path / "text")
+    write_text(tmp_path / "text", ["text"] * 6)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TURBOPRESS_DEVICE", "cpu")
     return tmp_path
