@@ -31,12 +31,12 @@ def main(
 ) -> None:
     """Publishes FOLDER with its REPORT and PLOTS under the alias KEY."""
     root = repository_root()
-    model = load(root).registry.model
-    if sources and (changed := changed_sources(root, load(root), sources)):
+    params = load(root)
+    if sources and (changed := changed_sources(root, params, sources)):
         raise ParamsError("\n".join(changed))
     published = publish(
-        folder, with_speed(read_report(report), root, key), root=root, model=model, variant=key, plots=plots,
-        attachments=[documents] if documents else [], comparison=comparison or [],
+        folder, with_speed(read_report(report), root, key), root=root, model=params.registry.model, variant=key,
+        plots=plots, attachments=[documents] if documents else [], comparison=comparison or [],
     )  # fmt: skip
     print(published)
     if out:

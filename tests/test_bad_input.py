@@ -9,13 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny_repository
 import yaml
 from safetensors.torch import load_file, save_file
-from tiny import CONFIG, windows
-from tiny_repository import METRICS, PARAMS, REPORTS, WORDS, write_base, write_source
+from tiny_repository import METRICS, REPORTS, WORDS, write_base, write_params, write_source, write_text
 
-from compress.corpus import Windows, save_windows
 from registry.manifest import read
 
 pytest_plugins = ["fake_stores"]  # `template`, a database with MLflow's tables
@@ -39,14 +36,10 @@ PROGRESS = re.compile(r"(layer|batch|step) \d+ of \d+, [\d.]+ s, [\d.]+ s left")
 def made(tmp_path_factory):
     """params.yaml, a source, the base made from it, calibration windows, the base's report."""
     root = tmp_path_factory.mktemp("made")
-    params = PARAMS | {
-        "prune": {"shallow": {"from": "base", "method": "depth", "remove_layers": 1}},
-        "quantize": {"awq-w4": NEAREST},
-    }
-    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    shallow = {"from": "base", "method": "depth", "remove_layers": 1}
+    write_params(root, prune={"shallow": shallow}, quantize={"awq-w4": NEAREST})
     (root / "text.txt").write_text(" ".join(WORDS))
-    (root / "data" / "calibration").mkdir(parents=True)
-    save_windows(Windows(windows(4, 16).numpy().astype("int32"), ["text"] * 4), root / "data" / "calibration")
+    write_text(root / "data" / "calibration", ["text"] * 4)
     write_source(root / "source")
     write_base(root / "source", root / "models" / "base")
     report = {"variant": "base", "kind": "base", "metrics": METRICS | REPORTS["base"]}
@@ -185,11 +178,10 @@ def test_a_damaged_shard_of_an_artifact_is_refused(repository, stage, damage, ex
     refused(repository, stage, f"models/base: {Path(SHARD).name} {expected}.*; make the artifact again")
 
 
-def test_dimensions_that_turbomind_cannot_divide_are_refused(repository, monkeypatch):
+def test_dimensions_that_turbomind_cannot_divide_are_refused(repository):
     shutil.rmtree(repository / "source")
     shutil.rmtree(repository / "models")
-    monkeypatch.setattr(tiny_repository, "CONFIG", CONFIG | {"intermediate_size": 320})
-    write_source(repository / "source")
+    write_source(repository / "source", intermediate_size=320)
     write_base(repository / "source", repository / "models" / "base")
     expected = "down_proj has 320 inputs a rank, the nearest legal are 256 and 384"
     refused(repository, "quantize", f"quantize.awq-w4: TurboMind would not load this: {expected}")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from full_disk import full_disk
 from tiny import CONFIG, windows, write_internlm2
 
 from compress.checkpoint.load import load_model
@@ -213,21 +214,16 @@ def test_a_killed_training_goes_on_to_the_same_losses_and_weights(tmp_path, mode
 
 def test_a_full_disk_leaves_the_state_before(tmp_path, models):
     """The second state finds no room: one line says so, and the training goes on from the first."""
-    resource = pytest.importorskip("resource")
-    said = recipe(steps=9, save_every=3)
-    limits, seen = resource.getrlimit(resource.RLIMIT_FSIZE), []
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    said, seen = recipe(steps=9, save_every=3), []
+    with full_disk() as fill_up:
 
-    def fill(step):
-        seen.append(step.step)
-        if step.step == 4:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, limits[1]))
+        def watch(step):
+            seen.append(step.step)
+            if step.step == 4:
+                fill_up(2**14)
 
-    try:
         with pytest.raises(CompressError, match=r"training.safetensors: not written \(.*\); free space and run again"):
-            distill_(*models(), texts(), said, watch=fill, kept=tmp_path / "kept")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            distill_(*models(), texts(), said, watch=watch, kept=tmp_path / "kept")
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["training.safetensors"]
     again = []
     steps = distill_(*models(), texts(), said, watch=lambda step: again.append(step.step), kept=tmp_path / "kept")

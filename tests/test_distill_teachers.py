@@ -1,17 +1,15 @@
 """A teacher beside the student and what it once said give the same loss; what no cache can give is refused."""
 
 import json
-import signal
 
 import pytest
 import torch
-import yaml
+from full_disk import full_disk
 from test_distill_loop import losses, models, recipe, texts, uneven  # noqa: F401 - a fixture
-from tiny import CONFIG, windows, write_internlm2
-from tiny_repository import PARAMS, write_base, write_source
+from tiny import CONFIG
+from tiny_repository import write_base, write_params, write_source, write_text
 
 from compress.checkpoint.load import load_model
-from compress.corpus import Windows, save_windows
 from compress.distill import teachers
 from compress.distill.cache import cached, fill
 from compress.distill.train import distill_
@@ -55,22 +53,17 @@ def test_a_cache_is_a_fraction_of_the_logits(tmp_path, models):  # noqa: F811
 
 
 def test_a_full_disk_loses_nothing_that_is_cached(tmp_path, models):  # noqa: F811
-    resource = pytest.importorskip("resource")
     said, teacher, folder = recipe(cache="hidden"), models()[1], tmp_path / "cache"
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with full_disk() as fill_up:
 
-    def full_after_two(items, what):
-        for number, item in enumerate(items):
-            if number == 2:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (512, limits[1]))
-            yield item
+        def full_after_two(items, what):
+            for number, item in enumerate(items):
+                if number == 2:
+                    fill_up(512)
+                yield item
 
-    try:
         with pytest.raises(CompressError, match=r"window-000016.safetensors: not written .* stay cached$") as error:
             fill(folder, teacher, texts(), said, full_after_two)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(error.value)
     there = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert len(there) == 16
@@ -153,14 +146,12 @@ def repository(tmp_path, monkeypatch):
     said = {"from": "base", "teacher": "other", "data": "distillation", "steps": 3, "batch": 2, "warmup_steps": 1}
     said |= {"learning_rate": 0.001, "save_every": 1}
     students = {"plain": said, "cached": said | {"cache": "hidden"}}
-    values = PARAMS | {"prune": {"other": {"from": "base", "method": "depth", "remove_layers": 1}}, "distill": students}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    other = {"from": "base", "method": "depth", "remove_layers": 1}
+    write_params(tmp_path, prune={"other": other}, distill=students)
     for name, seed in (("base", 0), ("other", 1)):
-        write_source(tmp_path / name)
-        write_internlm2(tmp_path / name, CONFIG | {"num_hidden_layers": 2}, seed)
+        write_source(tmp_path / name, seed=seed)
         write_base(tmp_path / name, tmp_path / "models" / name)
-    (tmp_path / "text").mkdir()
-    save_windows(Windows(windows(6, 16).numpy().astype("int32"), ["text"] * 6), tmp_path / "text")
+    write_text(tmp_path / "text", ["text"] * 6)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TURBOPRESS_DEVICE", "cpu")
     return tmp_path

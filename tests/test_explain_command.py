@@ -5,10 +5,8 @@ import shutil
 
 import pytest
 from fake_artifacts import enter
-from tiny import windows
-from tiny_repository import make_repository
+from tiny_repository import make_repository, write_text
 
-from compress.corpus import Windows, save_windows
 from registry.attach import attach
 from registry.errors import RegistryError
 from registry.manifest import verify
@@ -20,9 +18,7 @@ pytest_plugins = ["fake_stores"]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     root = make_repository(tmp_path_factory.mktemp("repository"))
-    (root / "data" / "evaluation").mkdir(parents=True)
-    tokens = windows(8, 16).numpy().astype("int32")
-    save_windows(Windows(tokens, ["law"] * 4 + ["code"] * 4), root / "data" / "evaluation")
+    write_text(root / "data" / "evaluation", ["law"] * 4 + ["code"] * 4)
     return root
 
 

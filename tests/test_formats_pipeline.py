@@ -4,12 +4,9 @@ import json
 
 import pytest
 import torch
-import yaml
-from tiny import CONFIG, windows, write_internlm2
-from tiny_repository import PARAMS, write_base, write_source
+from tiny_repository import make_base
 
 from compress.checkpoint.checkpoint import Checkpoint
-from compress.corpus import Windows, save_windows
 from compress.errors import CompressError
 from pipelines import cli, evaluate, quantize
 from registry.manifest import read
@@ -25,14 +22,7 @@ VARIANTS = {
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A repository with a base of 4 kv heads and calibration windows."""
-    root = tmp_path_factory.mktemp("formats")
-    (root / "params.yaml").write_text(yaml.safe_dump(PARAMS | {"quantize": VARIANTS}, sort_keys=False))
-    write_source(root / "source")
-    write_internlm2(root / "source", CONFIG | {"num_hidden_layers": 2, "num_key_value_heads": 4})
-    write_base(root / "source", root / "models" / "base")
-    (root / "data").mkdir()
-    save_windows(Windows(windows(4, 16).numpy().astype("int32"), ["text"] * 4), root / "data")
-    return root
+    return make_base(tmp_path_factory.mktemp("formats"), sections={"quantize": VARIANTS}, num_key_value_heads=4)
 
 
 @pytest.fixture

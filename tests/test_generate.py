@@ -4,12 +4,11 @@ import json
 
 import pytest
 import torch
-import yaml
 from tiny import CONFIG, windows, write_internlm2
-from tiny_repository import PARAMS, write_base, write_source
+from tiny_repository import write_base, write_params, write_source, write_text
 
 from compress.checkpoint.load import load_model
-from compress.corpus import Windows, load_windows, save_windows
+from compress.corpus import load_windows
 from compress.distill.generate import generate
 from compress.distill.recipe import GenerateRecipe
 from compress.errors import CompressError
@@ -80,15 +79,14 @@ def test_beginnings_that_are_too_long_are_refused(model, said, expected):
 
 def in_repository(root, **said):
     own = {"from": "base", "prompts": "distillation", "windows": 3, "length": 24, "prompt_tokens": 4} | said
-    (root / "params.yaml").write_text(yaml.safe_dump(PARAMS | {"generate": {"own-words": own}}, sort_keys=False))
+    write_params(root, generate={"own-words": own})
 
 
 def test_the_stage_writes_a_text_as_any_other(tmp_path, monkeypatch):
     in_repository(tmp_path)
     write_source(tmp_path / "source")
     write_base(tmp_path / "source", tmp_path / "models" / "base")
-    (tmp_path / "text").mkdir()
-    save_windows(Windows(windows(2, 16).numpy().astype("int32"), ["a", "b"]), tmp_path / "text")
+    write_text(tmp_path / "text", ["a", "b"])
     monkeypatch.chdir(tmp_path)
     stage.main("own-words", tmp_path / "models" / "base", tmp_path / "text", tmp_path / "own-words")
     written = load_windows(tmp_path / "own-words")

@@ -3,13 +3,10 @@
 import json
 
 import pytest
-import yaml
-from tiny import CONFIG, windows, write_internlm2
-from tiny_repository import PARAMS, write_base, write_source
+from tiny_repository import make_base
 from turbomind_check import MISSING, PROGRAM, ask, interpreter
 
 from compress.checkpoint.checkpoint import Checkpoint
-from compress.corpus import Windows, save_windows
 from compress.errors import CompressError
 from pipelines.prune import main
 from registry.manifest import verify
@@ -28,15 +25,8 @@ FILES = {"config.json", "manifest.json", "model.safetensors.index.json", "tokeni
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
     """A base of three layers, calibration windows and the variants."""
-    root = tmp_path_factory.mktemp("prune")
     variants = {key: {"from": "base"} | said for key, said in VARIANTS.items()}
-    (root / "params.yaml").write_text(yaml.safe_dump(PARAMS | {"prune": variants}, sort_keys=False))
-    write_source(root / "source")
-    write_internlm2(root / "source", CONFIG | {"num_hidden_layers": 3})
-    write_base(root / "source", root / "models" / "base")
-    (root / "data").mkdir()
-    save_windows(Windows(windows(6, 16).numpy().astype("int32"), ["text"] * 6), root / "data")
-    return root
+    return make_base(tmp_path_factory.mktemp("prune"), 6, sections={"prune": variants}, num_hidden_layers=3)
 
 
 @pytest.fixture

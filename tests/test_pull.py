@@ -1,6 +1,8 @@
 """Pulling a release to a folder, from a folder, a real OpenSSH server and a real S3 server."""
 
+import json
 import os
+import shutil
 
 import pytest
 from fake_artifacts import fake_artifact
@@ -79,6 +81,17 @@ def test_an_altered_release_is_refused_and_nothing_here_changes(here, tmp_path):
     assert not (here.root / "current").exists()
 
 
+def test_too_small_a_disk_is_refused_before_anything_is_fetched(here, tmp_path, monkeypatch):
+    place = open_place(str(tmp_path / "server"))
+    export(place, made(tmp_path / "models" / "a", "weights"), of="a")
+    usage = shutil.disk_usage(tmp_path)._replace(free=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    refused = r"bytes and the disk has 10; remove old releases \(turbopress gc\) or pull to another folder$"
+    with pytest.raises(RegistryError, match=refused):
+        pull(place, here)
+    assert here.unfinished() == []
+
+
 def test_the_command_pulls_and_refuses_in_one_line(tmp_path, turbopress):
     place = open_place(str(tmp_path / "server"))
     status, _, error = turbopress("pull", "--from", place.url, "--to", tmp_path / "here")
@@ -88,7 +101,18 @@ def test_the_command_pulls_and_refuses_in_one_line(tmp_path, turbopress):
     digest = export(place, made(tmp_path / "models" / "a", "weights"), of="a").digest
     status, out, _ = turbopress("pull", "--from", place.url, "--to", tmp_path / "here")
     assert status == 0
-    assert out.startswith(f"{tmp_path}/here/{RELEASES}/{digest}: fetched ")
+    size_bytes = verify_releases(place)[0].record.size_bytes
+    at = f"{tmp_path}/here/{RELEASES}/{digest}"
+    assert out == f"{at}: fetched {size_bytes:,} bytes; current points at it\n"
+    other = export(place, made(tmp_path / "models" / "b", "others"), of="b").digest
+    out = turbopress("pull", "--from", place.url, "--to", tmp_path / "here", "--json")[1]
+    said = json.loads(out)
+    assert (said["release"], said["before"]) == (f"{tmp_path}/here/{RELEASES}/{other}", digest)
+    assert said["fetched_bytes"] + said["reused_bytes"] == verify_releases(place)[-1].record.size_bytes
+    turbopress("pull", "--from", place.url, "--to", tmp_path / "there", "--release", digest)
+    out = turbopress("pull", "--from", place.url, "--to", tmp_path / "there")[1]
+    reused = f"{said['reused_bytes']:,} bytes were here in other releases"
+    assert out.endswith(f": fetched {said['fetched_bytes']:,} bytes, {reused}; current points at it\n")
     status, _, error = turbopress("pull", "--from", place.url, "--to", "s3://bucket/x")
     assert (status, error) == (
         1, "turbopress: --to: s3://bucket/x; choose a folder of this machine (turbopress export sends elsewhere)\n",

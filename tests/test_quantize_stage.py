@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny import CONFIG, windows, write_internlm2
-from tiny_repository import PARAMS, write_base, write_source
+from tiny_repository import make_base
 
-from compress.corpus import Windows, save_windows
 from registry.manifest import read, verify
 
 ROOT = Path(__file__).parents[1]
@@ -22,15 +20,8 @@ ARGUMENTS = ["awq", "models/base", "data", "models/awq", "traces/awq"]
 @pytest.fixture
 def repository(tmp_path):
     """A base of four layers, calibration windows and one variant."""
-    values = PARAMS | {"quantize": {"awq": {"from": "base"}}}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-    write_source(tmp_path / "source")
-    write_internlm2(tmp_path / "source", CONFIG | {"num_hidden_layers": 4})
-    write_base(tmp_path / "source", tmp_path / "models" / "base")
-    for folder in ("data", "traces"):
-        (tmp_path / folder).mkdir()
-    save_windows(Windows(windows(4, 16).numpy().astype("int32"), ["text"] * 4), tmp_path / "data")
-    return tmp_path
+    (tmp_path / "traces").mkdir()
+    return make_base(tmp_path, sections={"quantize": {"awq": {"from": "base"}}}, num_hidden_layers=4)
 
 
 def start(repository, *launcher):

@@ -6,13 +6,11 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import windows
-from tiny_repository import WORDS, write_base, write_source
+from tiny_repository import WORDS, write_base, write_source, write_text
 
 from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.tokenizer import write_tokenizer
 from compress.checkpoint.write import ModelWriter
-from compress.corpus import Windows, save_windows
 from compress.quantize.walk import quantize_model
 from pipelines.params import ParamsError
 from pipelines.rederive import rederive
@@ -31,10 +29,7 @@ def made(tmp_path_factory):
     assert len(WORDS) > 1
     write_source(root / "source")
     write_base(root / "source", root / "models" / "base")
-    tokens = windows(4, 16)
-    given = Windows(tokens.numpy().astype("int32"), ["text"] * 4)
-    (root / "calibration").mkdir()
-    save_windows(given, root / "calibration")
+    given = write_text(root / "calibration", ["text"] * 4)
     recipe = AwqVariant.model_validate(RECIPE)
     source, checkpoint = parent(root / "models" / "base"), Checkpoint(root / "models" / "base")
     with new_artifact(
@@ -42,7 +37,7 @@ def made(tmp_path_factory):
         parents={"from": source}, data={"calibration": given.digest}, seed=None, origin=source.origin,
     ) as folder:  # fmt: skip
         writer = ModelWriter(folder, checkpoint.config.replace(torch_dtype="float16"), recipe.layout)
-        quantize_model(checkpoint, tokens, recipe, writer)
+        quantize_model(checkpoint, torch.from_numpy(given.tokens).long(), recipe, writer)
         write_tokenizer(root / "models" / "base", folder)
     return root
 
@@ -102,8 +97,7 @@ def test_other_windows_and_another_parent_are_refused(here):
     with pytest.raises(RegistryError, match=r"which is not here; give it with --parent FOLDER"):
         rederive(here / "models" / "awq-w4", 1, [here / "models" / "awq-w4"], here / "calibration")
     shutil.rmtree(here / "calibration")
-    (here / "calibration").mkdir()
-    save_windows(Windows(windows(4, 16, seed=9).numpy().astype("int32"), ["text"] * 4), here / "calibration")
+    write_text(here / "calibration", ["text"] * 4, seed=9)
     with pytest.raises(RegistryError, match=r"holds windows .*, but .* was made on"):
         again(here)
 

@@ -3,11 +3,8 @@
 import json
 
 import pytest
-import yaml
-from tiny import windows
-from tiny_repository import PARAMS, write_base, write_source
+from tiny_repository import make_base
 
-from compress.corpus import Windows, save_windows
 from compress.errors import CompressError
 from pipelines import distill, evaluate, prune, quantize
 from pipelines.params import ParamsError, load
@@ -30,12 +27,7 @@ VARIANTS = {
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A repository in which every variant has been made but `twice`."""
-    root = tmp_path_factory.mktemp("repair")
-    (root / "params.yaml").write_text(yaml.safe_dump(PARAMS | VARIANTS, sort_keys=False))
-    write_source(root / "source")
-    write_base(root / "source", root / "models" / "base")
-    (root / "data").mkdir()
-    save_windows(Windows(windows(4, 16).numpy().astype("int32"), ["text"] * 4), root / "data")
+    root = make_base(tmp_path_factory.mktemp("repair"), sections=VARIANTS)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setenv("TURBOPRESS_DEVICE", "cpu")

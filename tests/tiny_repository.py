@@ -1,4 +1,4 @@
-"""A repository of a few files: params.yaml, sealed models of two layers with a tokenizer of words, reports."""
+"""A repository of a few files: params.yaml, sealed models of two layers with a tokenizer of words, a text, reports."""
 
 import json
 
@@ -12,6 +12,7 @@ from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.convert import write_in_layout
 from compress.checkpoint.tokenizer import write_tokenizer
 from compress.checkpoint.write import ModelWriter
+from compress.corpus import Windows, save_windows
 from compress.quantize.recipe import AwqRecipe, Nearest
 from compress.quantize.walk import quantize_model
 from pipelines.stage import new_artifact, parent
@@ -47,7 +48,7 @@ REPORTS = {
 
 def make_repository(root):
     """Writes everything below `root`."""
-    (root / "params.yaml").write_text(yaml.safe_dump(PARAMS, sort_keys=False))
+    write_params(root)
     (root / "text.txt").write_text(" ".join(WORDS))
     (root / "reports").mkdir()
     for key, metrics in REPORTS.items():
@@ -59,9 +60,31 @@ def make_repository(root):
     return root
 
 
-def write_source(folder, more_marks=()):
+def make_base(root, num_windows=4, *, sections, **config):
+    """What a stage that makes variants reads: params.yaml with some sections, the base, calibration windows in data."""
+    write_params(root, **sections)
+    write_source(root / "source", **config)
+    write_base(root / "source", root / "models" / "base")
+    write_text(root / "data", ["text"] * num_windows)
+    return root
+
+
+def write_params(root, **sections):
+    """params.yaml, some of its sections other than usual."""
+    (root / "params.yaml").write_text(yaml.safe_dump(PARAMS | sections, sort_keys=False))
+
+
+def write_text(folder, domains, seed=0):
+    """Windows of 16 tokens, one a domain, as a stage reads them."""
+    text = Windows(windows(len(domains), 16, seed=seed).numpy().astype("int32"), list(domains))
+    folder.mkdir(parents=True)
+    save_windows(text, folder)
+    return text
+
+
+def write_source(folder, more_marks=(), seed=0, **config):
     """A float model in InternLM2's layout, with a tokenizer of whole words, the last of which may be marks."""
-    write_internlm2(folder, CONFIG | {"num_hidden_layers": 2})
+    write_internlm2(folder, CONFIG | {"num_hidden_layers": 2} | config, seed)
     words = [*WORDS[: len(WORDS) - len(more_marks)], *more_marks]
     tokenizer = Tokenizer(WordLevel({word: n for n, word in enumerate(words)}, "<unk>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()

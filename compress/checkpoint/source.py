@@ -17,7 +17,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-from compress.errors import CompressError
+from compress.errors import CompressError, first_line
 
 MODELSCOPE = "modelscope:"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
@@ -116,5 +116,5 @@ def _fetched(fetch: Fetch) -> Path:
 
 
 def _unreachable(hub: str, error: Exception) -> str:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"{hub} gave no files ({reason}); connect, or copy the model here and write its folder as base.source"
+    remedy = "connect, or copy the model here and write its folder as base.source"
+    return f"{hub} gave no files ({first_line(error)}); {remedy}"

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from compress.errors import CompressError
+from compress.errors import CompressError, first_line
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -82,5 +82,4 @@ def _open(path: Path) -> Any:
     except FileNotFoundError:
         raise CompressError(f"{path}: not found; the checkpoint's index names it, fetch the model again") from None
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise CompressError(f"{path}: damaged or truncated ({reason}); fetch it again") from None
+        raise CompressError(f"{path}: damaged or truncated ({first_line(error)}); fetch it again") from None

@@ -14,7 +14,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig
 
@@ -24,6 +23,7 @@ from compress.checkpoint.config import INTERNLM2_CLASS, STOCK_CLASSES, read_conf
 from compress.checkpoint.convert import write_in_layout
 from compress.checkpoint.load import unpacked
 from compress.checkpoint.tensor_files import TensorFiles
+from compress.checkpoint.whole_file import write_whole
 from compress.checkpoint.write import write_json
 from compress.errors import CompressError
 
@@ -185,7 +185,7 @@ def _write_tensors(out: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
 
 def _save(out: Path, number: int, tensors: Mapping[str, Tensor]) -> None:
     # A tied head would share its memory, which safetensors refuses: each tensor gets its own.
-    save_file({name: t.clone() for name, t in tensors.items()}, out / _shard_name(number), {"format": "pt"})
+    write_whole(out / _shard_name(number), {name: t.clone() for name, t in tensors.items()}, {"format": "pt"})
 
 
 def _shard_name(number: int) -> str:

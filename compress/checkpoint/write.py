@@ -5,20 +5,20 @@ lets a layer walk read and write whole files.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from compress.checkpoint.config import LayoutName, ModelConfig, internlm2_fields
 from compress.checkpoint.layout import from_layout, to_layout
 from compress.checkpoint.quantization import in_layout
-from compress.errors import CompressError
+from compress.checkpoint.whole_file import write_whole
+from compress.errors import CompressError, first_line
 
 
 class ModelWriter:
@@ -43,8 +43,7 @@ class ModelWriter:
         try:
             named = load_file(path)
         except Exception as error:
-            reason = str(error).splitlines()[0]
-            raise CompressError(f"{path}: damaged ({reason}); remove the folder and run again") from None
+            raise CompressError(f"{path}: damaged ({first_line(error)}); remove the folder and run again") from None
         self._note(path.name, named)
         return from_layout(named, self.config, self.layout)
 
@@ -72,16 +71,8 @@ class ModelWriter:
         write_json(self.folder / "config.json", dict(sorted(fields.items())) | extra)
 
     def _shard(self, number: int, tensors: Mapping[str, Tensor]) -> None:
-        """Writes one file, whole or not at all."""
-        named = {k: v.contiguous() for k, v in to_layout(tensors, self.config, self.layout).items()}
-        path = self.folder / self._file(number)
-        incoming = path.with_suffix(".incoming")
-        try:
-            save_file(named, incoming, {"format": "pt"})
-        except Exception as error:  # safetensors wraps the operating system's errors in its own
-            reason = str(error).splitlines()[0]
-            raise CompressError(f"{path}: not written ({reason}); free space and run again") from error
-        os.replace(incoming, path)
+        named, path = to_layout(tensors, self.config, self.layout), self.folder / self._file(number)
+        write_whole(path, named, {"format": "pt"})
         self._note(path.name, named)
 
     def _file(self, number: int) -> str:

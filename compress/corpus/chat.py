@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress.errors import CompressError
+from compress.errors import CompressError, first_line
 
 ROLES = ("system", "user", "assistant", "tool", "environment")
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -65,9 +65,8 @@ class ChatTemplate:
                 [talk], chat_template=self.text, add_generation_prompt=answer, **self.tokens
             )
         except (TemplateError, TypeError, ValueError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise CompressError(
-                f"{place}: the chat template refuses it ({reason}); correct or remove the row"
+                f"{place}: the chat template refuses it ({first_line(error)}); correct or remove the row"
             ) from None
         return str(text)
 

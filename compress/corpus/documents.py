@@ -11,7 +11,7 @@ from pathlib import Path
 
 from compress.corpus.chat import ChatTemplate, Span
 from compress.corpus.recipe import FILES, CorpusRecipe, Part
-from compress.errors import CompressError
+from compress.errors import CompressError, first_line
 
 DEFAULT_DOMAIN = "text"
 Row = Mapping[str, object]
@@ -133,8 +133,3 @@ def _data_set(part: Part, root: Path) -> Rows:
 
 def _numbered(rows: Iterable[Row], source: str) -> Rows:
     yield from ((f"{source}: row {number}", row) for number, row in enumerate(rows))
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, as far as it fits into a line of ours."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

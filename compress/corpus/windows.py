@@ -9,8 +9,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from compress.corpus.documents import first_line
-from compress.errors import CompressError
+from compress.errors import CompressError, first_line
 
 
 @dataclass(frozen=True)

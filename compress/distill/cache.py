@@ -6,17 +6,17 @@ what is there is there, whenever the making stops.
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Integer
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from compress.checkpoint.whole_file import write_whole
 from compress.distill.fused import FromHidden, FromTop
 from compress.distill.recipe import Cache, DistillRecipe, TopK
 from compress.distill.stream import run
@@ -76,7 +76,8 @@ def fill(
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
             final = run(teacher, tokens[batch].to(device)).final
         for n, hidden in zip(batch, final, strict=True):
-            _write(_file(folder, n), _kept(hidden, teacher.lm_head.weight, recipe.cache, recipe.precision))
+            tensors = _kept(hidden, teacher.lm_head.weight, recipe.cache, recipe.precision)
+            write_whole(_file(folder, n), tensors, kept="the windows before it stay cached")
 
 
 def cached(folder: Path, head: Float[Tensor, "vocab hidden"], cache: Cache) -> CachedHidden | CachedTopK:
@@ -94,19 +95,6 @@ def _kept(hidden: Tensor, head: Tensor, cache: Cache, precision: str) -> dict[st
         "log_p": torch.cat([part.values for part in parts]),
         "ids": torch.cat([part.indices for part in parts]).int(),
     }
-
-
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    incoming = path.with_suffix(".incoming")
-    try:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, incoming)
-    except (OSError, SafetensorError) as error:
-        incoming.unlink(missing_ok=True)
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CompressError(
-            f"{path}: not written ({reason}); free space and run again, the windows before it stay cached"
-        ) from None
-    os.replace(incoming, path)
 
 
 def _found(folder: Path, windows: list[int], tokens: Tensor, *names: str) -> list[Tensor]:

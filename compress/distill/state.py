@@ -5,14 +5,12 @@ beside them as JSON. Nothing is pickled, so nothing in the file can run.
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -22,6 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from compress.checkpoint.whole_file import write_whole
 from compress.errors import CompressError
 
 FILE = "training.safetensors"
@@ -80,17 +79,8 @@ def restore_(saved: Saved, learner: nn.Module, optimizer: torch.optim.Optimizer)
 def write(folder: Path, saved: Saved) -> None:
     """Replaces what the folder held; on a full disk that stays."""
     folder.mkdir(parents=True, exist_ok=True)
-    incoming = folder / f"{FILE}.incoming"
-    try:
-        whole = {name: tensor.contiguous() for name, tensor in saved.tensors.items()}
-        save_file(whole, incoming, {"about": json.dumps(saved.about)})
-    except (OSError, SafetensorError) as error:
-        incoming.unlink(missing_ok=True)
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CompressError(
-            f"{folder / FILE}: not written ({reason}); free space and run again, it goes on from the state before"
-        ) from None
-    os.replace(incoming, folder / FILE)
+    about = {"about": json.dumps(saved.about)}
+    write_whole(folder / FILE, saved.tensors, about, kept="it goes on from the state before")
 
 
 def read(folder: Path) -> Saved | None:

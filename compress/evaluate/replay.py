@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Integer
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from compress.checkpoint.checkpoint import Checkpoint
+from compress.checkpoint.whole_file import write_whole
 from compress.distill.stream import final_hidden
 from compress.errors import CompressError
 from compress.progress import Progress, silent
@@ -56,11 +57,7 @@ def save_hidden(
 ) -> None:
     """Writes what the model's head reads for every window, a file a batch, and what it was made from."""
     for start in progress(range(0, tokens.shape[0], BATCH), "batch"):
-        hidden = final_hidden(model, tokens[start : start + BATCH]).float().cpu().contiguous()
-        try:
-            save_file({"hidden": hidden}, folder / _file(start))
-        except SafetensorError as error:
-            raise CompressError(f"{folder}: not written ({error}); free space and run again") from None
+        write_whole(folder / _file(start), {"hidden": final_hidden(model, tokens[start : start + BATCH]).float()})
     (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", "utf8")
 
 

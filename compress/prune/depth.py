@@ -21,6 +21,7 @@ from compress.errors import CompressError
 from compress.progress import Progress, silent
 from compress.prune.leave_out import LeaveOut, Removed
 from compress.prune.recipe import DepthRecipe, Layers
+from compress.quantize.counting import Counted
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ def _mean_cosine(
     b: Float[Tensor, "windows length hidden"],
     counted: Bool[Tensor, "windows length"] | None,
 ) -> float:
-    cosines = torch.cosine_similarity(a.flatten(0, 1), b.flatten(0, 1))
-    return float((cosines if counted is None else cosines[counted.flatten()]).mean())
+    cosines = torch.cosine_similarity(a, b, dim=-1)[..., None]
+    return float(Counted(counted)(slice(None), cosines).mean())
 
 
 def least_influential(scores: list[float], count: int, place: str) -> list[int]:

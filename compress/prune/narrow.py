@@ -16,8 +16,8 @@ from compress.checkpoint.hidden import HiddenStates
 from compress.checkpoint.runner import LayerRunner
 from compress.explain.head import Head
 from compress.progress import Progress, silent
-from compress.prune.counting import Counted
 from compress.prune.least_squares import heard, inverse, removal_errors
+from compress.quantize.counting import Counted
 from compress.quantize.resources import Resources
 from compress.quantize.sites import SITES, joined_weight
 from compress.quantize.statistics import Accumulator, Statistics

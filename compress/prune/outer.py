@@ -6,8 +6,8 @@ from torch.nn.functional import rms_norm
 
 from compress.checkpoint.config import ModelConfig
 from compress.checkpoint.hidden import HiddenStates
-from compress.prune.counting import Counted
 from compress.prune.least_squares import refit
+from compress.quantize.counting import Counted
 from compress.quantize.statistics import Accumulator
 
 NORM, HEAD = "model.norm.weight", "lm_head.weight"

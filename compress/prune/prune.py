@@ -14,7 +14,6 @@ from compress.checkpoint.config import ModelConfig
 from compress.checkpoint.write import ModelWriter
 from compress.errors import CompressError
 from compress.progress import Progress, silent
-from compress.prune.counting import Counted
 from compress.prune.depth import Round, by_influence, by_kl, layers_of, require_layers, write_without
 from compress.prune.leave_out import LeaveOut
 from compress.prune.mix import Way, ways
@@ -23,6 +22,7 @@ from compress.prune.recipe import Compensation, DepthRecipe, Layers, MixRecipe, 
 from compress.prune.sizes import FIELDS, Sizes, broken, resolved, with_sizes
 from compress.prune.text import Text
 from compress.prune.width import Plan, SiteError, narrow_model
+from compress.quantize.counting import Counted
 from compress.quantize.resources import Resources
 
 Recipe = DepthRecipe | WidthRecipe | MixRecipe

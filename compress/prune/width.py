@@ -24,10 +24,10 @@ from compress.checkpoint.runner import LayerRunner
 from compress.checkpoint.write import ModelWriter
 from compress.errors import CompressError
 from compress.progress import Progress, silent
-from compress.prune.counting import Counted
 from compress.prune.cut import group_units, keep_inputs_, narrow_, scale_norm_, set_weight_
 from compress.prune.least_squares import hardest_to_replace, refit
 from compress.prune.outer import narrowed_outer, rms_ratio
+from compress.quantize.counting import Counted
 from compress.quantize.resources import Resources
 from compress.quantize.sites import SITES, Site, joined_weight
 from compress.quantize.statistics import Accumulator, Statistics

@@ -4,10 +4,9 @@ Two models go through the layer side by side, the float one and the one rounded 
 on what the linears just rounded really give it, and may make good what they did.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from compress.checkpoint.config import ModelConfig
 from compress.errors import CompressError
 from compress.quantize.clip import search_clip
+from compress.quantize.counting import Counted
 from compress.quantize.factor import damp_, factorize
 from compress.quantize.feedback import aimed
 from compress.quantize.gptq import gptq
@@ -89,27 +89,20 @@ class LayerQuantizer:
     def _measure(self, layer: nn.Module, original: nn.Module, number: int, place: str) -> Statistics:
         """What the linears of a site see, in both models."""
         accumulator, rounded = Accumulator(), self.rounded.through(layer, ROUNDED[number])
-        counts = self._counts()
+        counted, slices = Counted(self.counted), self.rounded.hidden.slices()
         if self.floats is None:
-            for which, (_, x) in zip(counts, rounded, strict=True):
-                accumulator.add(which(x))
+            for at, (_, x) in zip(slices, rounded, strict=True):
+                accumulator.add(counted(at, x))
         else:
             floats = self.floats.through(original, FLOATS[number])
-            for which, (h, x), (h_float, x_float) in zip(counts, rounded, floats, strict=True):
-                drift = which(h_float - h) if SITES[number].writes_residual else None
-                accumulator.add(which(x), which(x_float), drift)
+            for at, (h, x), (h_float, x_float) in zip(slices, rounded, floats, strict=True):
+                drift = counted(at, h_float - h) if SITES[number].writes_residual else None
+                accumulator.add(counted(at, x), counted(at, x_float), drift)
         statistics = accumulator.means(self.workers)
         if not torch.isfinite(statistics.H.diagonal()).all():
             reach = f"activations leave the range of {self.rounded.runner.dtype}"
             raise CompressError(f"{place}: {reach}; this model cannot be served in float16")
         return statistics
-
-    def _counts(self) -> list[Callable[[Tensor], Tensor]]:
-        """For each batch, what leaves of its tokens those that count."""
-        slices = self.rounded.hidden.slices()
-        if self.counted is None:
-            return [lambda values: values] * len(slices)
-        return [partial(_counting, self.counted[at]) for at in slices]
 
     def _plain_error(self, W: Tensor, H: Tensor) -> Float[Tensor, "2 out"]:
         """Each output's squared error under plain rounding, above its mean square."""
@@ -182,10 +175,6 @@ def as_stored_(layer: nn.Module) -> None:
     for name, parameter in layer.named_parameters():
         if name.removesuffix(".weight") not in LINEARS:
             parameter.data.copy_(parameter.data.half())
-
-
-def _counting(counted: Bool[Tensor, "windows length"], values: Tensor) -> Float[Tensor, "tokens in_features"]:
-    return values[counted.to(values.device)]
 
 
 @contextmanager

@@ -4,12 +4,11 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.output import AsJson, print_json
-from pipelines.commands.shipping import Health, Restart, Wait, at, switched
+from pipelines.commands.output import AsJson
+from pipelines.commands.shipping import Health, Restart, Wait, at, switched, tell
 from pipelines.commands.transfer import showing
 from pipelines.params import ParamsError
 from registry.ship.folder import FolderPlace
-from registry.ship.place import RELEASES
 from registry.ship.pull import pull as fetch
 
 
@@ -28,10 +27,4 @@ def pull(
             raise ParamsError(f"--to: {to}; choose a folder of this machine (turbopress export sends elsewhere)")
         with showing() as watcher:
             done = switched(here, lambda: fetch(far, here, release=release, watcher=watcher), restart, health, wait)
-    if as_json:
-        print_json({"release": f"{done.url}/{RELEASES}/{done.digest}", "digest": done.digest, "before": done.before,
-                    "fetched_bytes": done.sent_bytes, "reused_bytes": done.reused_bytes})  # fmt: skip
-        return
-    told = f"fetched {done.sent_bytes:,} bytes" if done.sent_bytes else "was there already"
-    reused = f", {done.reused_bytes:,} bytes were here in other releases" if done.reused_bytes else ""
-    print(f"{done.url}/{RELEASES}/{done.digest}: {told}{reused}; current points at it")
+    tell(done, as_json)

@@ -52,7 +52,7 @@ def export(
             done = switched(
                 place, lambda: send(place, folder, of=of, made=made, watcher=watcher), restart, health, wait
             )
-    _tell(done, as_json)
+    tell(done, as_json)
 
 
 def push(
@@ -90,7 +90,7 @@ def rollback(
     """Make the release current again that was current before this one."""
     with at(to) as place:
         done = switched(place, lambda: go_back(place, release), restart, health, wait)
-    _tell(done, as_json)
+    tell(done, as_json)
 
 
 def releases(
@@ -170,10 +170,11 @@ def switched(
     return switch_safely(place, switch, Server(tuple(shlex.split(restart or "")), health, wait))
 
 
-def _tell(done: Exported, as_json: bool) -> None:
+def tell(done: Exported, as_json: bool) -> None:
+    """Where a release now is, and what it took."""
     if as_json:
         print_json({"release": f"{done.url}/{RELEASES}/{done.digest}", "digest": done.digest, "before": done.before,
-                    "sent_bytes": done.sent_bytes, "reused_bytes": done.reused_bytes})  # fmt: skip
+                    f"{done.how}_bytes": done.sent_bytes, "reused_bytes": done.reused_bytes})  # fmt: skip
     else:
         print(done)
 

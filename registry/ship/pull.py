@@ -4,19 +4,25 @@ What arrives is written to a hidden sibling, hashed from the disk against the re
 where it ended. A file that another release here holds is linked, not fetched.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import ClassVar
 
 from registry.errors import RegistryError
 from registry.manifest import File, fsync
-from registry.ship.contents import AT_ONCE, record_of, records, refuse_incomplete, verify_release
-from registry.ship.folder import FolderPlace
+from registry.ship.contents import record_of, refuse_incomplete, verify_release
+from registry.ship.delivery import held_already, refuse_full, side_by_side
+from registry.ship.folder import PIECE_BYTES, FolderPlace
 from registry.ship.place import RELEASES, Place
 from registry.ship.release import RECORD, Record
 from registry.ship.upkeep import named, releases
 from registry.ship.verbs import Exported, Nobody, Watcher, switch
 
-PIECE_BYTES = 16 << 20
+
+class Pulled(Exported):
+    """A release that was fetched to here."""
+
+    how: ClassVar = "fetched"
+    where: ClassVar = "here"
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Fetch:
         return self.target.incoming(self.record.digest)
 
 
-def pull(source: Place, target: FolderPlace, *, release: str | None = None, watcher: Watcher | None = None) -> Exported:
+def pull(source: Place, target: FolderPlace, *, release: str | None = None, watcher: Watcher | None = None) -> Pulled:
     """The source's current release, or the one whose digest begins so, is the current one of the folder."""
     with target.alone():
         record, pointer = record_of(source, _chosen(source, release)), target.pointer()
@@ -44,7 +50,7 @@ def pull(source: Place, target: FolderPlace, *, release: str | None = None, watc
         elif pointer.digest != record.digest:
             verify_release(target, record)
         switch(target, record.digest, pointer)
-        return Exported(target.url, record.digest, fetched, reused, pointer.digest)
+        return Pulled(target.url, record.digest, fetched, reused, pointer.digest)
 
 
 def _chosen(source: Place, release: str | None) -> str:
@@ -59,23 +65,15 @@ def _chosen(source: Place, release: str | None) -> str:
 def _fetch(fetch: Fetch) -> tuple[int, int]:
     """Bytes that came over the wire, and bytes that another release here had."""
     files, place = fetch.record.files, fetch.target
-    there = {(f.sha256, f.size_bytes): f"{RELEASES}/{r.digest}/{n}" for r in records(place) for n, f in r.files.items()}
     arrived = place.sizes(fetch.incoming)
-    take = {n: there[f.sha256, f.size_bytes] for n, f in files.items() if n not in arrived and _known(f, there)}
+    take = held_already(place, files, arrived)
     missing = sum(max(0, f.size_bytes - arrived.get(n, 0)) for n, f in files.items() if n not in take)
-    _refuse_full(place, missing)
+    refuse_full(place, missing, "pull to another folder")
     fetch.watcher.begin(fetch.record.size_bytes)
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        largest_first = sorted(files, key=lambda name: -files[name].size_bytes)
-        for _ in pool.map(lambda name: _deliver(fetch, name, files[name], take.get(name)), largest_first):
-            pass
+    side_by_side(files, lambda name, file: _deliver(fetch, name, file, take.get(name)))
     refuse_incomplete(place, fetch.record, fetch.incoming)
     place.settle(fetch.record.digest, fetch.record.as_json())
     return missing, sum(files[name].size_bytes for name in take)
-
-
-def _known(file: File, there: dict[tuple[str, int], str]) -> bool:
-    return file.size_bytes > 0 and (file.sha256, file.size_bytes) in there
 
 
 def _deliver(fetch: Fetch, name: str, file: File, old: str | None) -> None:
@@ -111,10 +109,3 @@ def _append(fetch: Fetch, name: str, file: File) -> int:
                 out.write(piece)
                 fetch.watcher.advance(len(piece))
     return start
-
-
-def _refuse_full(place: FolderPlace, needed: int) -> None:
-    free = place.free_bytes()
-    if free is not None and free < needed:
-        said = f"needs {needed:,} bytes and the disk has {free:,}"
-        raise RegistryError(f"{place.url}: {said}; remove old releases (turbopress gc) or pull to another folder")

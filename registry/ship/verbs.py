@@ -5,15 +5,14 @@ pointer move, in one step. Killed at any point it leaves readers with the releas
 """
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Protocol
+from typing import ClassVar, Protocol
 
-from registry.errors import RegistryError
 from registry.manifest import File, Manifest, verify, verify_sizes
-from registry.ship.contents import AT_ONCE, record_of, records, refuse_incomplete, verify_release
+from registry.ship.contents import record_of, refuse_incomplete, verify_release
+from registry.ship.delivery import held_already, refuse_full, side_by_side
 from registry.ship.place import RELEASES, Place, Pointer
 from registry.ship.release import RECORD, Parcel, pack
 
@@ -59,6 +58,9 @@ class Plan:
 class Exported:
     """Where a release now is, and what it took; `before` was current until then."""
 
+    how: ClassVar = "sent"
+    where: ClassVar = "there"
+
     url: str
     digest: str
     sent_bytes: int
@@ -70,8 +72,8 @@ class Exported:
         return self.before != self.digest
 
     def __str__(self) -> str:
-        sent = f"sent {self.sent_bytes:,} bytes" if self.sent_bytes else "was there already"
-        reused = f", {self.reused_bytes:,} bytes were there in other releases" if self.reused_bytes else ""
+        sent = f"{self.how} {self.sent_bytes:,} bytes" if self.sent_bytes else "was there already"
+        reused = f", {self.reused_bytes:,} bytes were {self.where} in other releases" if self.reused_bytes else ""
         return f"{self.url}/{RELEASES}/{self.digest}: {sent}{reused}; current points at it"
 
 
@@ -82,10 +84,8 @@ def plan(place: Place, folder: Path, of: str, made: Mapping[str, bytes]) -> Plan
     if place.read(f"{RELEASES}/{record.digest}/{RECORD}") is not None:
         refuse_incomplete(place, record_of(place, record.digest))
         return Plan(parcel, True, (), {}, pointer)
-    there = {(f.sha256, f.size_bytes): f"{RELEASES}/{r.digest}/{n}" for r in records(place) for n, f in r.files.items()}
     arrived = place.sizes(place.incoming(record.digest))
-    missing = {n: f for n, f in record.files.items() if n not in arrived}
-    take = {n: old for n, f in missing.items() if f.size_bytes and (old := there.get((f.sha256, f.size_bytes)))}
+    take = held_already(place, record.files, arrived)
     send = tuple(n for n, f in record.files.items() if n not in take and arrived.get(n) != f.size_bytes)
     return Plan(parcel, False, send, take, pointer)
 
@@ -98,7 +98,7 @@ def export(
         planned = plan(place, folder, of, made or {})
         record = planned.parcel.record
         if not planned.whole:
-            _refuse_full(place, planned)
+            refuse_full(place, planned.send_bytes, "export elsewhere")
             if place.is_far:
                 verify(folder)  # before a byte is sent in vain; elsewhere what arrived is hashed, and that tells too
             _send(place, planned, watcher or Nobody())
@@ -112,19 +112,16 @@ def export(
 def _send(place: Place, planned: Plan, watcher: Watcher) -> None:
     record, incoming = planned.parcel.record, place.incoming(planned.parcel.record.digest)
     watcher.begin(record.size_bytes)
-    with TemporaryDirectory() as scratch, ThreadPoolExecutor(AT_ONCE) as pool:
+    with TemporaryDirectory() as scratch:
 
-        def deliver(item: tuple[str, File]) -> None:
-            name, file = item
+        def deliver(name: str, file: File) -> None:
             source, target = planned.parcel.local(name, Path(scratch)), f"{incoming}/{name}"
             if name in planned.take and place.take(target, planned.take[name]) and place.holds(target, file, source):
                 watcher.advance(file.size_bytes)
             else:
                 place.send(source, target, file, watcher.advance)
 
-        # The largest first: the last to arrive is then a small one.
-        for _ in pool.map(deliver, sorted(record.files.items(), key=lambda item: -item[1].size_bytes)):
-            pass
+        side_by_side(record.files, deliver)
     refuse_incomplete(place, record, incoming)
     try:
         place.settle(record.digest, record.as_json())
@@ -138,13 +135,6 @@ def switch(place: Place, digest: str, pointer: Pointer) -> None:
     if pointer.digest != digest:
         before = [*(d for d in (*pointer.before, pointer.digest) if d is not None and d != digest)]
         place.point(Pointer(digest, tuple(before)))
-
-
-def _refuse_full(place: Place, planned: Plan) -> None:
-    free = place.free_bytes()
-    if free is not None and free < planned.send_bytes:
-        needed = f"needs {planned.send_bytes:,} bytes and the disk has {free:,}"
-        raise RegistryError(f"{place.url}: {needed}; remove old releases (turbopress gc) or export elsewhere")
 
 
 def artifact_of(manifest: Manifest) -> str:
