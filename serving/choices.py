@@ -1,5 +1,4 @@
-"""Every way to serve a model on a card, side by side: weights in 16 or 4 bits, the bits of KV cache that the engine can,
-cache ratios.
+"""Every way to serve a model on a card, side by side: weights in 16 or 4 bits, bits of KV cache, cache ratios.
 
 `choose` picks for a stated load: the least lossy way that holds it (16-bit weights before 4-bit, a wider cache before a
 narrower), with the smallest ratio that is enough, so that the rest of the card stays free for others.

@@ -51,7 +51,7 @@ def _round_columns(
 
 @triton.jit
 def _descend_columns(
-    slope, codes, changes, H, scales, zeros, group, top, num_out, n: tl.constexpr, N: tl.constexpr, OUT: tl.constexpr
+    slope, codes, changes, H, scales, group, top, num_out, n: tl.constexpr, N: tl.constexpr, OUT: tl.constexpr
 ):
     outs = tl.program_id(0) * OUT + tl.arange(0, OUT)
     live = outs < num_out
@@ -60,11 +60,10 @@ def _descend_columns(
     state = tl.load(slope + at, (columns < n)[:, None] & live[None, :], 0.0)
     for k in range(n):
         g = tl.sum(tl.where(columns[:, None] == k, state, 0.0), 0)
-        of_group = tl.load(group + k) * num_out + outs
-        s, z = tl.load(scales + of_group, live, 1.0), tl.load(zeros + of_group, live, 0.0)
+        s = tl.load(scales + tl.load(group + k) * num_out + outs, live, 1.0)
         old = tl.load(codes + k * num_out + outs, live, 0.0)
-        best = (old - z) * s - tl.div_rn(g, tl.load(H + k * n + k) + 0.0 * g)
-        q = _code(tl.div_rn(best, s), z, top)
+        step = tl.div_rn(1.0 + 0.0 * s, s * tl.load(H + k * n + k))
+        q = _code(old - g * step, 0.0, top)
         change = (q - old) * s
         tl.store(codes + k * num_out + outs, q, live)
         tl.store(changes + k * num_out + outs, change, live)
@@ -81,12 +80,10 @@ def round_columns_(
     return errors
 
 
-def descend_columns_(
-    slope: Tensor, codes: Tensor, H: Tensor, scales: Tensor, zeros: Tensor, group: Tensor, top: int
-) -> Tensor:
+def descend_columns_(slope: Tensor, codes: Tensor, H: Tensor, scales: Tensor, group: Tensor, top: int) -> Tensor:
     """Moves `codes` and returns each column's change: `refine.descend_block_plainly_` on a GPU."""
     changes = torch.empty_like(slope)
-    _launch(_descend_columns, slope, codes, changes, H.contiguous(), scales, zeros, group, top)
+    _launch(_descend_columns, slope, codes, changes, H.contiguous(), scales, group, top)
     return changes
 
 

@@ -88,7 +88,7 @@ class LayerQuantizer:
 
     def _measure(self, layer: nn.Module, original: nn.Module, number: int, place: str) -> Statistics:
         """What the linears of a site see, in both models."""
-        accumulator, rounded = Accumulator(), self.rounded.through(layer, ROUNDED[number])
+        accumulator, rounded = Accumulator(small=True), self.rounded.through(layer, ROUNDED[number])
         counted, slices = Counted(self.counted), self.rounded.hidden.slices()
         if self.floats is None:
             for at, (_, x) in zip(slices, rounded, strict=True):

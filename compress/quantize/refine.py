@@ -59,11 +59,11 @@ def descend(W: Tensor, H: Tensor, q: Tensor, grid: Grid) -> UInt8[Tensor, "out i
     H = H[order][:, order]
     slope = H @ (dequantize(q, grid) - W).t()[order]  # half the gradient of the error, by column
     group = order // grid.group_size
-    scales, zeros = grid.scales.t().contiguous(), grid.zeros.t().contiguous()
+    scales = grid.scales.t().contiguous()
     codes = q.t()[order].float().contiguous()
     descend_block_ = _on_gpu_ if W.is_cuda else descend_block_plainly_
     for at in blocks(len(H), BLOCK):
-        changes = descend_block_(slope[at], codes[at], H[at, at], scales, zeros, group[at], grid.top)
+        changes = descend_block_(slope[at], codes[at], H[at, at], scales, group[at], grid.top)
         slope[at.stop :].addmm_(H[at.stop :, at], changes)
     return codes[order.argsort()].t().contiguous().to(torch.uint8)
 
@@ -73,24 +73,26 @@ def descend_block_plainly_(
     codes: Float[Tensor, "block out"],
     H: Float[Tensor, "block block"],
     scales: Float[Tensor, "groups out"],
-    zeros: Float[Tensor, "groups out"],
     group: Int64[Tensor, " block"],
     top: int,
 ) -> Float[Tensor, "block out"]:
-    """Moves a block's codes in turn; returns by how much each column's weights have changed."""
-    changes = torch.empty_like(slope)
-    for column, (g, s, z) in enumerate(zip(slope, scales[group], zeros[group], strict=True)):
-        best = (codes[column] - z) * s - g / H[column, column]
-        moved = (best / s).round_().add_(z).clamp_(0, top)
-        changes[column] = (moved - codes[column]) * s
-        slope[column + 1 :].addr_(H[column, column + 1 :], changes[column])
-        codes[column] = moved
+    """Moves a block's codes in turn; returns by how much each column's weights have changed.
+
+    Zeros are whole numbers, so how far a code is to move does not depend on them.
+    """
+    changes, s = torch.empty_like(slope), scales[group]
+    steps = 1 / (s * H.diagonal()[:, None])  # of the grid, by which a slope of 1 moves a code
+    for column, (g, code, change) in enumerate(zip(slope, codes, changes, strict=True)):
+        moved = torch.mul(g, steps[column]).neg_().add_(code).round_().clamp_(0, top)
+        torch.sub(moved, code, out=change).mul_(s[column])
+        slope[column + 1 :].addr_(H[column, column + 1 :], change)
+        code.copy_(moved)
     return changes
 
 
 def _on_gpu_(
-    slope: Tensor, codes: Tensor, H: Tensor, scales: Tensor, zeros: Tensor, group: Tensor, top: int
+    slope: Tensor, codes: Tensor, H: Tensor, scales: Tensor, group: Tensor, top: int
 ) -> Float[Tensor, "block out"]:
     from compress.quantize.kernels import descend_columns_  # noqa: PLC0415 - Triton is there where a GPU is
 
-    return descend_columns_(slope, codes, H, scales, zeros, group, top)
+    return descend_columns_(slope, codes, H, scales, group, top)

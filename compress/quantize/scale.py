@@ -19,7 +19,7 @@ from compress.quantize.workers import ALONE, Workers
 
 # Of a weight, evenly spread, rows on which candidates are compared: their errors are sums over rows. All are compared
 # on a few rows, and the best of them once more on many.
-FEW_ROWS, MANY_ROWS = 256, 2048
+FEW_ROWS, MANY_ROWS = 128, 2048
 FINALISTS = 4
 ENTRIES_AT_ONCE = 2**27  # weights under trial at the same time
 SMALLEST = 1e-4  # padded channels have activations of exactly zero; their scale must stay a number
