@@ -99,8 +99,10 @@ def test_the_command_pulls_and_refuses_in_one_line(tmp_path, turbopress):
         1, f"turbopress: {place.url}: no release is current; export one first (turbopress export)\n",
     )  # fmt: skip
     digest = export(place, made(tmp_path / "models" / "a", "weights"), of="a").digest
-    status, out, _ = turbopress("pull", "--from", place.url, "--to", tmp_path / "here")
+    status, out, told = turbopress("pull", "--from", place.url, "--to", tmp_path / "here")
     assert status == 0
+    assert all(line.startswith("fetched ") for line in told.splitlines())
+    assert told
     size_bytes = verify_releases(place)[0].record.size_bytes
     at = f"{tmp_path}/here/{RELEASES}/{digest}"
     assert out == f"{at}: fetched {size_bytes:,} bytes; current points at it\n"

@@ -25,6 +25,6 @@ def pull(
     with at(source) as far, at(to) as here:
         if not isinstance(here, FolderPlace):
             raise ParamsError(f"--to: {to}; choose a folder of this machine (turbopress export sends elsewhere)")
-        with showing() as watcher:
+        with showing("fetched") as watcher:
             done = switched(here, lambda: fetch(far, here, release=release, watcher=watcher), restart, health, wait)
     tell(done, as_json)
