@@ -26,7 +26,7 @@ format: install  ## put the code in order
 	ruff check --fix .
 
 test: install  ## the tests
-	pytest
+	pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 repro: install  ## the whole pipeline, then the comparison table
 	dvc repro

@@ -6,7 +6,7 @@ What such a server says is made up. Everything around it is real: the process, i
 import os
 import subprocess
 
-from turbomind_check import PROGRAM, interpreter
+from turbomind_check import ALONE, PROGRAM, interpreter
 
 SERVER_PACKAGES = ("fastapi", "uvicorn", "openai", "aiohttp", "prometheus_client")
 CARD = "NVIDIA H200, 143771, 500"
@@ -15,10 +15,10 @@ CARD = "NVIDIA H200, 143771, 500"
 def server_interpreter():
     """The same with what its HTTP server imports."""
     python = interpreter()
-    if subprocess.run(
-        [python, "-c", "import fastapi, uvicorn, openai, aiohttp, prometheus_client"], capture_output=True, check=False
-    ).returncode:
-        subprocess.run([python, "-m", "pip", "install", "-q", *SERVER_PACKAGES], capture_output=True, check=True)
+    with ALONE:
+        wanted = [python, "-c", f"import {', '.join(SERVER_PACKAGES)}"]
+        if subprocess.run(wanted, capture_output=True, check=False).returncode:
+            subprocess.run([python, "-m", "pip", "install", "-q", *SERVER_PACKAGES], capture_output=True, check=True)
     return python
 
 

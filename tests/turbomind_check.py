@@ -6,33 +6,38 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from filelock import FileLock
+
 ROOT = Path(__file__).parents[1]
 PROGRAM = ROOT.parent / "shared" / "turbomind_check"
 HOME = Path(os.environ.get("TURBOMIND_CHECK_VENV") or ROOT / ".venv-turbomind")
 OTHER_ENGINE = ("triton==3.9.0", "pyzmq", "einops")  # the kernels are imported and not run
 MISSING = "../shared/turbomind_check is not there"
+ALONE = FileLock(ROOT / ".venv-turbomind.lock")  # several processes of tests want the same environment
 
 
 def interpreter():
     """The interpreter of an environment with LMDeploy, made once for all runs of the tests."""
     marker = HOME / "installed"
-    if "TURBOMIND_CHECK_VENV" not in os.environ and not marker.exists():
-        shutil.rmtree(HOME, ignore_errors=True)  # what an interrupted run left
-        made = subprocess.run([PROGRAM / "setup.sh", HOME], capture_output=True, text=True, check=False)
-        assert made.returncode == 0, made.stderr[-3000:]
-        marker.touch()
+    with ALONE:
+        if "TURBOMIND_CHECK_VENV" not in os.environ and not marker.exists():
+            shutil.rmtree(HOME, ignore_errors=True)  # what an interrupted run left
+            made = subprocess.run([PROGRAM / "setup.sh", HOME], capture_output=True, text=True, check=False)
+            assert made.returncode == 0, made.stderr[-3000:]
+            marker.touch()
     return HOME / "bin" / "python"
 
 
 def other_engine(python):
     """A folder with what LMDeploy's PyTorch engine imports beside that, made once for all runs of the tests."""
     folder, incoming = ROOT / ".venv-turbomind" / "other", ROOT / ".venv-turbomind" / "incoming"
-    if not folder.exists():
-        shutil.rmtree(incoming, ignore_errors=True)
-        command = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--target", incoming, *OTHER_ENGINE]
-        made = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert made.returncode == 0, made.stderr[-3000:]
-        incoming.rename(folder)
+    with ALONE:
+        if not folder.exists():
+            shutil.rmtree(incoming, ignore_errors=True)
+            command = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--target", incoming, *OTHER_ENGINE]
+            made = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert made.returncode == 0, made.stderr[-3000:]
+            incoming.rename(folder)
     return folder
 
 
