@@ -56,7 +56,8 @@ def prove(
 ) -> Conformance:
     """Every case of one artifact that could be served; of the others, why not."""
     asked, digest = what_is_asked(folder, torch.from_numpy(windows.tokens)), parent(folder).digest
-    found = {(tp, bits): problems(_profile(bits, tp), read_shape(folder)) for tp in tps for bits in kv}
+    shape = read_shape(folder)
+    found = {(tp, bits): problems(_profile(bits, tp), shape) for tp in tps for bits in kv}
     served = [way for way, refused in found.items() if not refused]
     model = load_model(folder, device=device())
     ours = {bits: our_numbers(model, asked, bits) for bits in dict.fromkeys(bits for _, bits in served)}
@@ -170,7 +171,8 @@ def engine_numbers(folder: Path, asked: Asked, *, bits: int, tp: int, work: Path
     """The engine's numbers, or its last words."""
     shape, job = read_shape(folder), work / "job.json"
     length = max(map(len, [*asked.windows, *asked.text_ids])) + NUM_GREEDY
-    told: dict[str, Any] = {"model_format": shape.quant_method, "tp": tp, "quant_policy": 0 if bits == 16 else bits}
+    told: dict[str, Any] = {"model_format": shape.quant_method}
+    told |= _profile(bits, tp).model_dump(include={"tp", "quant_policy"})
     told |= {"cache_max_entry_count": 0.2, "session_len": length, "max_batch_size": 16, "dtype": "float16"}
     values = {"folder": str(folder), "engine": told, "windows": asked.windows, "texts": asked.texts}
     job.write_text(json.dumps(values | {"greedy": NUM_GREEDY}), "utf8")

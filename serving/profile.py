@@ -69,7 +69,7 @@ def problems(profile: EngineProfile, shape: Shape) -> list[str]:
     found = []
     if shape.head_dim not in HEAD_DIMS:
         found.append(f"head_dim is {shape.head_dim}, the engine has kernels for {', '.join(map(str, HEAD_DIMS))}")
-    if profile.quant_policy == 4 and shape.head_dim in NO_INT4_KV:
+    if profile.quant_policy not in kv_bits(shape):
         found.append(f"quant_policy 4 ends the engine with heads of {shape.head_dim}; use 0 or 8")
     if not splits(shape, profile.tp):
         legal = [n for n in TENSOR_PARALLEL if splits(shape, n)]

@@ -1,11 +1,24 @@
-"""The servers of `ship_servers`, one of each kind a module."""
+"""Artifacts to send, and the servers of `ship_servers` to send them to, one of each kind a module."""
 
 import time
 
 import pytest
+from fake_artifacts import fake_artifact
 from ship_servers import s3_environment, start_s3, start_sshd, stop
 
 from registry.ship.place import open_place
+
+
+@pytest.fixture
+def artifact(tmp_path):
+    fake_artifact(tmp_path / "models" / "awq-w4")
+    return tmp_path / "models" / "awq-w4"
+
+
+@pytest.fixture
+def other(tmp_path):
+    fake_artifact(tmp_path / "models" / "other", "other")
+    return tmp_path / "models" / "other"
 
 
 @pytest.fixture(scope="module")

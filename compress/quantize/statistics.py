@@ -41,7 +41,8 @@ class Statistics:
 class Accumulator:
     """Sums over batches of tokens; the means at the end do not depend on how the tokens were batched.
 
-    `small` says that D and R are of small differences, as rounding leaves them, which short products tell well enough.
+    `small` says that D and R are of small differences, as rounding leaves them, which short products tell well enough;
+    those are rounded once a batch.
     """
 
     def __init__(self, *, small: bool = False) -> None:

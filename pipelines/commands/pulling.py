@@ -9,6 +9,7 @@ from pipelines.commands.shipping import Health, Restart, Wait, at, switched, tel
 from pipelines.commands.transfer import showing
 from pipelines.params import ParamsError
 from registry.ship.folder import FolderPlace
+from registry.ship.pull import Pulled
 from registry.ship.pull import pull as fetch
 
 
@@ -25,6 +26,6 @@ def pull(
     with at(source) as far, at(to) as here:
         if not isinstance(here, FolderPlace):
             raise ParamsError(f"--to: {to}; choose a folder of this machine (turbopress export sends elsewhere)")
-        with showing("fetched") as watcher:
+        with showing(Pulled.how) as watcher:
             done = switched(here, lambda: fetch(far, here, release=release, watcher=watcher), restart, health, wait)
     tell(done, as_json)

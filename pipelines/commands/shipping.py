@@ -48,7 +48,7 @@ def export(
         if dry_run:
             _tell_plan(place, plan(place, folder, of, made), as_json)
             return
-        with showing("sent") as watcher:
+        with showing(Exported.how) as watcher:
             done = switched(
                 place, lambda: send(place, folder, of=of, made=made, watcher=watcher), restart, health, wait
             )
