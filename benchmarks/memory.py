@@ -6,7 +6,7 @@ Each folder is served with every cache ratio and KV width that it can have; afte
 benchmarks/results/memory.json; the planner is wrong where the difference is beyond 5 %.
 """
 
-import json
+import argparse
 import re
 import socket
 import sys
@@ -14,6 +14,9 @@ from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/serving.py would stand before the package
+sys.path.append(str(Path(__file__).parent))
+
+from quantizer import save
 
 from serving.client import Client
 from serving.engine import Sampling
@@ -24,7 +27,6 @@ from serving.server import LOOPBACK, Server, lmdeploy_command
 from serving.shape import read_shape
 
 RESULT = Path(__file__).parent / "results" / "memory.json"
-RATIOS = (0.2, 0.4, 0.8)
 START_S = 300.0
 
 
@@ -64,19 +66,25 @@ def measure(folder: Path, ratio: float, kv: int) -> dict:
     }
 
 
-def main(folders: list[str]) -> None:
-    """Every row, written and printed."""
-    if not folders or not gpus():
+def main() -> None:
+    """Every row, written and printed; rows of the same names are replaced."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--cache", nargs="+", type=float, default=[0.2, 0.4, 0.8], help="cache ratios")
+    parser.add_argument("--kv", nargs="+", type=int, choices=(16, 8, 4), help="bits; all that a folder can have")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    args = parser.parse_args()
+    if not gpus():
         raise SystemExit(__doc__)
-    rows = []
-    for folder in folders:
-        for ratio, kv in product(RATIOS, kv_bits(read_shape(Path(folder)))):
-            rows.append(measure(Path(folder).resolve(), ratio, kv))
-            row = rows[-1]
+    for folder in args.folders:
+        able = kv_bits(read_shape(folder))
+        asked = able if args.kv is None else [bits for bits in able if (bits or 16) in args.kv]
+        for ratio, kv in product(args.cache, asked):
+            row = measure(folder.resolve(), ratio, kv)
             took = f"planned {row['total_bytes'] / 2**20:,.0f} MiB, read {row['read_bytes'] / 2**20:,.0f} MiB"
             print(f"{row['model']}, cache {ratio}, KV {kv or 16}: {took}, {100 * row['difference']:+.1f} %", flush=True)
-            RESULT.write_text(json.dumps(rows, indent=2) + "\n", "utf8")
+            save(args.out, [row], ("model", "device", "cache", "kv_bits"))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

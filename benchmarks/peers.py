@@ -54,11 +54,12 @@ def write(weights: Weights, model: Path, folder: Path) -> None:
     partial.rename(folder)
 
 
-def row(name: str, windows: Tensor, made: Made) -> dict[str, Any]:
+def row(name: str, windows: Tensor, made: Made, *, alone: bool) -> dict[str, Any]:
     """What there is to say about a run that came through."""
     return {
         "recipe": name,
         "elapsed_s": round(made.elapsed_s, 2),
+        "alone": alone,
         "peak_gpu_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
         "device": device_name(),
         "bits": BITS,
@@ -85,7 +86,7 @@ def work(name: str, args: argparse.Namespace) -> None:
     windows = read_windows(args.windows)["calibration"][: args.num_windows, : args.length].contiguous()
     made = program(name)(args.model, windows)
     write(checked(made.weights, args.model), args.model, args.out / name)
-    save(row(name, windows, made), args.out)
+    save(row(name, windows, made, alone=not args.shared), args.out)
 
 
 def ran(command: list[str], log: Path, timeout_s: float) -> str:
@@ -109,6 +110,7 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
     options = ["model", "windows", "out", "num_windows", "length"]
     given = [f"--{option.replace('_', '-')}={value}" for option in options if (value := getattr(args, option))]
     command = [sys.executable, __file__, *given, "--in-this-process", name]
+    command += ["--shared"] * args.shared
     if reason := ran(command, args.out / f"{name}.log", args.timeout_s):
         save({"recipe": name, "elapsed_s": None, "device": device_name(), "error": reason}, args.out)
     gather(args.out)
@@ -131,6 +133,7 @@ def main() -> None:
     parser.add_argument("--num-windows", type=int, help="only so many, for a try-out")
     parser.add_argument("--length", type=int, help="only so many tokens of each, for a try-out")
     parser.add_argument("--timeout-s", type=float, default=540, help="of one program, loading and saving included")
+    parser.add_argument("--shared", action="store_true", help="others use the GPU meanwhile: seconds are no measure")
     parser.add_argument("--in-this-process", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.in_this_process:

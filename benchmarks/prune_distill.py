@@ -2,15 +2,14 @@
 
     python benchmarks/prune_distill.py demo                                   # on a CPU, behind `dvc repro`: minutes
     python benchmarks/prune_distill.py smollm2 --model SMOLLM2 --windows windows.safetensors \\
-        --training training.safetensors --text sotu+shakespeare --own-words 2048
+        --training training.safetensors own.safetensors --text sotu+shakespeare+own
 
-SMOLLM2 and the windows come from carry_smollm2.py, quality_windows.py and training_windows.py; `--text` names the sets
-that are trained on, none of the domain that the promise is about (wikitext2). `--own-words` lets the base go on from
-their beginnings, and trains on that too. Stages: base, pruned, distilled, base-w4, distilled-w4, and with `--repair`
-distilled-w4-repaired. `recovered` is the share of the perplexity that pruning cost which a stage has won back, with the
-95 % interval of a bootstrap over windows, all stages by the same draws; the domain `written` is of greedy continuations
-of held-out beginnings, where `perplexity` is the base's of what was written. Rows replace those of the same model,
-way, stage and domain in benchmarks/results/prune_distill.json.
+SMOLLM2 and the windows come from carry_smollm2.py, quality_windows.py, training_windows.py and own_words.py; `--text`
+names the sets that are trained on, none of the domain that the promise is about (wikitext2). Stages: base, pruned,
+distilled, base-w4, distilled-w4, and with `--repair` distilled-w4-repaired. `recovered` is the share of the perplexity
+that pruning cost which a stage has won back, with the 95 % interval of a bootstrap over windows, all stages by the same
+draws; the domain `written` is of greedy continuations of held-out beginnings, where `perplexity` is the base's of what
+was written. Rows replace those of the same model, way, stage and domain in benchmarks/results/prune_distill.json.
 
 The nearest published figure is of another protocol: Minitron kept 95.6 % of Qwen3-8B's MMLU after 14 % of its
 parameters were cut and 1.6 M tokens distilled on two H200s in 1 h 45.
@@ -36,9 +35,8 @@ from transformers import GenerationConfig
 from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.load import load_model
 from compress.checkpoint.write import ModelWriter, write_model
-from compress.distill.generate import generate
 from compress.distill.quantized import load_quantized, write_quantized
-from compress.distill.recipe import DistillRecipe, GenerateRecipe
+from compress.distill.recipe import DistillRecipe
 from compress.distill.train import distill_
 from compress.evaluate.compare import WindowScores, compare_models
 from compress.evaluate.outputs import describe, likelihood, write_on
@@ -218,19 +216,13 @@ def smollm2(args):
     """SmolLM2-135M, a quarter of whose decoder goes."""
     from quality_windows import read_windows
 
-    windows, sets = read_windows(args.windows), read_windows(args.training)
+    windows, sets = read_windows(args.windows), {}
+    for file in args.training:
+        sets |= read_windows(file)
     held_out = {n: w[: args.held_out] for n, w in windows.items() if not n.startswith("calibration")}
     training = torch.cat([sets[name] for name in args.text.split("+")])
-    if args.own_words:
-        began, length = time.perf_counter(), training.shape[1]
-        recipe = GenerateRecipe(
-            windows=args.own_words, length=length, prompt_tokens=args.prompt_tokens, batch=args.own_batch,
-            precision="bf16",
-        )  # fmt: skip
-        mixed = torch.randperm(len(training), generator=torch.Generator().manual_seed(0))
-        training = torch.cat([training, generate(load_model(args.model, device=device()), training[mixed], recipe)])
-        print(f"{args.own_words} windows in the base's own words: {time.perf_counter() - began:.1f} s", flush=True)
-    calibration = torch.cat([windows["calibration"], training[torch.randperm(len(training))[: args.calibration]]])
+    drawn = torch.randperm(len(training), generator=torch.Generator().manual_seed(0))[: args.calibration]
+    calibration = torch.cat([windows["calibration"], training[drawn]])
     recipes = Recipes(args.prune, args.distill, AwqRecipe(group_size=64), args.repair)
     return measured("SmolLM2-135M", args.prune.method, args.model, Texts(calibration, training, held_out), recipes)
 
@@ -257,11 +249,8 @@ def main():
     parser.add_argument("what", choices=("demo", "smollm2"))
     parser.add_argument("--model", type=Path, help="a model folder")
     parser.add_argument("--windows", type=Path, help="of quality_windows.py")
-    parser.add_argument("--training", type=Path, help="of training_windows.py")
+    parser.add_argument("--training", nargs="+", type=Path, help="of training_windows.py and own_words.py")
     parser.add_argument("--text", default="sotu+shakespeare", help="its sets to train on")
-    parser.add_argument("--own-words", type=int, default=0, help="windows that the base writes itself")
-    parser.add_argument("--prompt-tokens", type=int, default=2, help="of a window of text, with which those begin")
-    parser.add_argument("--own-batch", type=int, default=1024, help="windows that are written at once")
     parser.add_argument(
         "--calibration", type=int, default=0, help="windows of the training text beside those of one domain"
     )

@@ -87,7 +87,7 @@ def peer_rows(folder):
 
 def peer_row(name, row):
     if row and row["error"] is None:
-        return {"elapsed_s": row["elapsed_s"], "reason": None}
+        return {"elapsed_s": row["elapsed_s"] if row["alone"] else None, "reason": None}
     reasons = [row["error"] if row else "not run", ELSEWHERE.get(name)]
     return {"elapsed_s": None, "reason": "; ".join(reason for reason in reasons if reason)}
 

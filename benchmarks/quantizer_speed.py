@@ -14,7 +14,7 @@ from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.runner import LayerRunner
 from compress.checkpoint.write import ModelWriter
 from compress.quantize.recipe import AwqRecipe, Learned
-from compress.quantize.resources import Resources
+from compress.quantize.resources import Resources, place_for_windows
 from compress.quantize.walk import quantize_model
 from compress.quantize.workers import Workers
 
@@ -60,7 +60,10 @@ def run(shape, name, args, workers, rate):
     start = time.perf_counter()
     checkpoint = Checkpoint(folder)
     writer = ModelWriter(out, checkpoint.config.replace(torch_dtype="float16"), "internlm2")
-    quantize_model(checkpoint, tokens, RECIPES[name], writer, Resources(device, workers=workers))
+    room = place_for_windows(
+        tuple(tokens.shape), checkpoint.config.fields["hidden_size"], RECIPES[name], workers, args.disk
+    )
+    quantize_model(checkpoint, tokens, RECIPES[name], writer, Resources(device, disk=room, workers=workers))
     torch.cuda.synchronize()
     workers.wait()
     elapsed = time.perf_counter() - start
@@ -71,7 +74,8 @@ def run(shape, name, args, workers, rate):
         "windows": WINDOWS, "length": LENGTH, "elapsed_s": round(elapsed, 2), "floor_s": round(floor, 2),
         "times_floor": round(elapsed / floor, 2),
         "peak_gpu_gib": round(torch.cuda.max_memory_allocated(device) / 2**30, 2),
-        "peak_host_gib": round(peak_host_gib(), 2),
+        "peak_host_gib": round(peak_host_gib(), 2), "host_gib": args.host_gib,
+        "windows_wait": "on disk" if room else "in memory",
         "read_gb": gigabytes(folder), "written_gb": gigabytes(out), "product_tflops": round(rate / 1e12),
         "device": torch.cuda.get_device_name(),
     }  # fmt: skip

@@ -60,7 +60,8 @@ def _quality_row(recipe: str, found: dict[str, Any], domains: list[str]) -> str:
     if first["reason"]:
         return f"| {recipe} | {first['reason']} |{' |' * len(domains)}\n"
     kl = " | ".join(f"{found[domain]['kl_nats']:.4f}" for domain in domains)
-    return f"| {recipe} | {kl} | {first['elapsed_s']:.0f} |\n"
+    seconds = "not timed" if first["elapsed_s"] is None else f"{first['elapsed_s']:.0f}"
+    return f"| {recipe} | {kl} | {seconds} |\n"
 
 
 def _speed() -> str:

@@ -14,19 +14,26 @@ ROOT = Path(__file__).parent.parent
 STAGES = ["base", "pruned", "distilled", "base-w4", "distilled-w4", "distilled-w4-repaired"]
 
 
+def run(*program):
+    command = [sys.executable, *map(str, program)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+
+
 def test_a_row_a_stage_and_domain_and_what_is_won_back_with_its_interval(tmp_path):
     write_internlm2(tmp_path / "model", CONFIG | {"num_hidden_layers": 2})
     write_windows(tmp_path / "held-out.safetensors", 64, calibration=4, a=3, b=4)
     write_windows(tmp_path / "training.safetensors", 64, sotu=4, shakespeare=4)
     short = '{"steps": 2, "batch": 2, "warmup_steps": 0, "evaluate": null}'
-    program = [
-        sys.executable, "benchmarks/prune_distill.py", "smollm2", "--model", tmp_path / "model",
+    own = tmp_path / "own.safetensors"
+    run("benchmarks/own_words.py", tmp_path / "model", tmp_path / "training.safetensors", own, "--windows", 2)
+    run(
+        "benchmarks/prune_distill.py", "smollm2", "--model", tmp_path / "model",
         "--windows", tmp_path / "held-out.safetensors", "--training", tmp_path / "training.safetensors",
-        "--own-words", 2, "--prune", '{"method": "depth", "remove_layers": 1}', "--distill", short, "--repair", short,
+        own, "--text", "sotu+shakespeare+own", "--prune", '{"method": "depth", "remove_layers": 1}',
+        "--distill", short, "--repair", short,
         "--out", tmp_path / "rows",
-    ]  # fmt: skip
-    ran = subprocess.run([str(part) for part in program], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
+    )  # fmt: skip
     rows = json.loads((tmp_path / "rows").read_text())
     domains = ("a", "b", "all", "written")
     assert [(row["stage"], row["domain"]) for row in rows] == [(s, d) for s in STAGES for d in domains]

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from tiny import CONFIG, windows, write_internlm2
@@ -14,6 +15,7 @@ from tiny import CONFIG, windows, write_internlm2
 from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.write import ModelWriter
 from compress.errors import CompressError
+from compress.quantize.host import free_memory
 from compress.quantize.journal import Journal
 from compress.quantize.recipe import AwqRecipe, Learned
 from compress.quantize.resources import Resources, place_for_windows
@@ -142,6 +144,21 @@ def test_another_batch_size_changes_no_more_than_the_order_of_sums_does(tmp_path
 def test_windows_that_memory_cannot_hold_wait_on_disk(tmp_path):
     assert place_for_windows((8, 32), 256, AwqRecipe(), ALONE, tmp_path) is None
     assert place_for_windows((2**20, 2**20), 8192, AwqRecipe(), ALONE, tmp_path) == tmp_path
+
+
+def test_memory_is_what_the_narrowest_control_group_around_us_leaves(tmp_path):
+    of, inner = tmp_path / "cgroup", tmp_path / "groups" / "slice" / "box"
+    inner.mkdir(parents=True)
+    of.write_text("4:memory:/elsewhere\n0::/slice/box\n")
+    stat = "anon 5\nactive_file 300\ninactive_file 700\n"
+    for folder, limit in ((inner, "max"), (inner.parent, "10000")):
+        for name, value in (("memory.max", limit), ("memory.current", "4000"), ("memory.stat", stat)):
+            (folder / name).write_text(value)
+    machine = free_memory(tmp_path / "none", of)
+    assert machine == pytest.approx(psutil.virtual_memory().available, rel=0.2)
+    assert free_memory(tmp_path / "groups", of) == 10_000 - 4_000 + 1_000
+    (inner / "memory.max").write_text("2000")
+    assert free_memory(tmp_path / "groups", of) == 2_000 - 4_000 + 1_000
 
 
 def test_the_stored_layer_is_the_layer_that_the_windows_went_through(tmp_path, monkeypatch):

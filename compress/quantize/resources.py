@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import torch
 
 from compress.checkpoint.hidden import Hidden, HiddenStates, Shape, unlinked_file
+from compress.quantize.host import free_memory
 from compress.quantize.precision import float32_products
 from compress.quantize.recipe import AwqRecipe, Learned
 from compress.quantize.workers import ALONE, Workers
@@ -28,7 +28,7 @@ def place_for_windows(
 
 def place_for(size_bytes: int, folder: Path) -> Path | None:
     """A folder on disk for so much to wait in, or None where memory has room for it."""
-    return folder if size_bytes > SHARE_OF_MEMORY * psutil.virtual_memory().available else None
+    return folder if size_bytes > SHARE_OF_MEMORY * free_memory() else None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,56 @@
+"""Token windows in a model's own words, for `benchmarks/prune_distill.py` to train on beside written text.
+
+    python benchmarks/own_words.py SMOLLM2 training.safetensors own.safetensors --windows 4096       # a GPU: minutes
+
+Each begins with the first words of a window of `--text` and goes on by sampling. The set is named `own`; beside it
+stands what training_windows.py writes too, with the seconds that the writing took.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1])]
+
+import numpy as np
+import torch
+from quality_windows import digest, read_windows
+from quantizer_quality import device, device_name
+from safetensors.numpy import save_file
+
+from compress.checkpoint.load import load_model
+from compress.distill.generate import generate
+from compress.distill.recipe import GenerateRecipe
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("training", type=Path, help="of training_windows.py")
+    parser.add_argument("out", type=Path, help="a .safetensors file")
+    parser.add_argument("--text", default="sotu+shakespeare", help="its sets whose windows lend their first words")
+    parser.add_argument("--windows", type=int, default=4096)
+    parser.add_argument("--prompt-tokens", type=int, default=2, help="of each window, with which it begins")
+    parser.add_argument("--temperature", type=float, default=1.0, help="below 1: likelier words")
+    parser.add_argument("--batch", type=int, default=2048, help="windows that are written at once")
+    args = parser.parse_args()
+    sets = read_windows(args.training)
+    prompts = torch.cat([sets[name] for name in args.text.split("+")])
+    prompts = prompts[torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0))]
+    recipe = GenerateRecipe(
+        windows=args.windows, length=prompts.shape[1], prompt_tokens=args.prompt_tokens, temperature=args.temperature,
+        batch=args.batch, precision="bf16",
+    )  # fmt: skip
+    began = time.perf_counter()
+    own = generate(load_model(args.model, device=device()), prompts, recipe).numpy().astype(np.uint16)
+    elapsed_s = round(time.perf_counter() - began, 1)
+    save_file({"own": own}, args.out)
+    about = {"text": args.text, "elapsed_s": elapsed_s, "device": device_name(), **recipe.model_dump()}
+    args.out.with_suffix(".json").write_text(json.dumps({"own": about | {"sha256": digest(own)}}, indent=2) + "\n")
+    print(f"{args.out}: {args.windows} windows in {elapsed_s} s")
+
+
+if __name__ == "__main__":
+    main()
