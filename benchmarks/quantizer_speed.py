@@ -77,7 +77,7 @@ def run(shape, name, args, workers, rate):
         "peak_host_gib": round(peak_host_gib(), 2), "host_gib": args.host_gib,
         "windows_wait": "on disk" if room else "in memory",
         "read_gb": gigabytes(folder), "written_gb": gigabytes(out), "product_tflops": round(rate / 1e12),
-        "device": torch.cuda.get_device_name(),
+        "device": torch.cuda.get_device_name(), "alone": not args.shared,
     }  # fmt: skip
     if seconds:
         print(json.dumps({k: round(v, 2) for k, v in sorted(seconds.items(), key=lambda x: -x[1])}))

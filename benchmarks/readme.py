@@ -66,14 +66,15 @@ def _quality_row(recipe: str, found: dict[str, Any], domains: list[str]) -> str:
 
 def _speed() -> str:
     rows = _read("benchmarks/results/quantizer_speed.json")
-    heads = ("shape", "recipe", "layers", "GPUs", "seconds", "floor", "GPU memory")
-    head = f"| {' | '.join(heads)} |\n| --- | --- |{' ---: |' * 5}\n"
+    heads = ("shape", "recipe", "layers", "GPUs", "seconds", "floor", "GPU memory", "host")
+    head = f"| {' | '.join(heads)} |\n| --- | --- |{' ---: |' * 6}\n"
     return (
         "\n"
         + head
         + "".join(
             f"| {row['shape']} | {row['recipe']} | {row['layers']} of {row['of_layers']} | {row['gpus']} "
-            f"| {row['elapsed_s']:.0f} | {row['floor_s']:.0f} | {row['peak_gpu_gib']:.1f} GiB |\n"
+            f"| {row['elapsed_s']:.0f}{'' if row.get('alone', True) else ' beside other work'} | {row['floor_s']:.0f} "
+            f"| {row['peak_gpu_gib']:.1f} GiB | {f'of {limit:.0f} GiB' if (limit := row.get('host_gib')) else ''} |\n"
             for row in rows
         )
     )

@@ -68,7 +68,7 @@ def test_a_finished_stage_run_again_does_nothing_and_other_inputs_are_not_taken_
     finish(start(repository))
     assert weights.stat().st_mtime_ns == before
     values = yaml.safe_load((repository / "params.yaml").read_text())
-    values["quantize"]["awq"]["damping"] = 0.4
+    values["quantize"]["awq"]["damping"] = 0.3
     (repository / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     _, errors = start(repository).communicate()
     assert "models/awq: exists already, and nothing is written over" in errors

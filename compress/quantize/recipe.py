@@ -72,6 +72,8 @@ class AwqRecipe(Strict):
     scale: ScaleSearch | None = ScaleSearch(points=20)
     clip: ClipSearch | None = ClipSearch(points=20, least=0.6)
     feedback: Feedback | None = Feedback(share=0.6)
-    damping: float = Field(0.2, gt=0, le=1, description="added to the Gram's diagonal, as a share of its mean")
+    damping: float = Field(
+        0.4, gt=0, le=1, description="added to the Gram's diagonal, as a share of its mean; more: better on other text"
+    )
     rounding: Rounding = Gptq(method="gptq", refine=2)
     keep: Keep | None = None
