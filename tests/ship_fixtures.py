@@ -10,7 +10,7 @@ from registry.ship.place import open_place
 
 
 @pytest.fixture
-def artifact(tmp_path):
+def sent(tmp_path):
     fake_artifact(tmp_path / "models" / "awq-w4")
     return tmp_path / "models" / "awq-w4"
 

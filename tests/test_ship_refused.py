@@ -18,34 +18,34 @@ from registry.ship.upkeep import releases, rollback, verify_releases
 pytest_plugins = ["ship_fixtures"]
 
 
-def test_a_tampered_artifact_is_not_exported(place, artifact):
+def test_a_tampered_artifact_is_not_exported(place, sent):
     poison = b"poison!" * 99
-    size = (artifact / "model.safetensors").stat().st_size
-    (artifact / "model.safetensors").write_bytes(poison)
+    size = (sent / "model.safetensors").stat().st_size
+    (sent / "model.safetensors").write_bytes(poison)
     with pytest.raises(RegistryError, match=r"model.safetensors has 693 bytes"):
-        ship(place, artifact)
-    (artifact / "model.safetensors").write_bytes(b"p" * size)
+        ship(place, sent)
+    (sent / "model.safetensors").write_bytes(b"p" * size)
     with pytest.raises(RegistryError, match=r"model.safetensors.*was altered"):
-        ship(place, artifact)
+        ship(place, sent)
     assert releases(place) == []
     assert place.pointer().digest is None
 
 
-def test_a_tampered_release_is_refused_before_the_switch_and_current_stays(place, artifact, other, tmp_path):
-    first, second = ship(place, artifact).digest, ship(place, other).digest
+def test_a_tampered_release_is_refused_before_the_switch_and_current_stays(place, sent, other, tmp_path):
+    first, second = ship(place, sent).digest, ship(place, other).digest
     name = f"{RELEASES}/{first}/config.json"
     put(place, name, b"x" * len(place.read(name)), tmp_path)
-    for attempt in (lambda: ship(place, artifact), lambda: rollback(place), lambda: verify_releases(place)):
+    for attempt in (lambda: ship(place, sent), lambda: rollback(place), lambda: verify_releases(place)):
         with pytest.raises(RegistryError, match=rf"{first}: config.json altered; remove that release"):
             attempt()
     put(place, name, b"{}", tmp_path)
     with pytest.raises(RegistryError, match=r"config.json has 2 bytes"):
-        ship(place, artifact)
+        ship(place, sent)
     assert place.pointer().digest == second
 
 
-def test_a_missing_shard_and_a_stranger_in_a_release_are_refused(place, artifact, other, tmp_path):
-    first, second = ship(place, artifact).digest, ship(place, other).digest
+def test_a_missing_shard_and_a_stranger_in_a_release_are_refused(place, sent, other, tmp_path):
+    first, second = ship(place, sent).digest, ship(place, other).digest
     put(place, f"{RELEASES}/{first}/evil.py", b"import os", tmp_path)
     with pytest.raises(RegistryError, match=r"evil.py is not of it"):
         rollback(place)
@@ -69,8 +69,8 @@ def test_a_missing_shard_and_a_stranger_in_a_release_are_refused(place, artifact
     ],
     ids=["future", "climbs", "absolute", "another", "unknown-key"],
 )
-def test_a_record_that_is_not_ours_is_refused(place, artifact, tmp_path, change, words):
-    digest = ship(place, artifact).digest
+def test_a_record_that_is_not_ours_is_refused(place, sent, tmp_path, change, words):
+    digest = ship(place, sent).digest
     name = f"{RELEASES}/{digest}/{RECORD}"
     said = json.loads(place.read(name))
     put(place, name, json.dumps(said | change).encode(), tmp_path)
@@ -79,9 +79,9 @@ def test_a_record_that_is_not_ours_is_refused(place, artifact, tmp_path, change,
     assert len(str(refused.value).splitlines()) == 1
 
 
-def test_a_symbolic_link_in_a_release_is_refused(artifact, other, tmp_path):
+def test_a_symbolic_link_in_a_release_is_refused(sent, other, tmp_path):
     place = open_place(str(tmp_path / "server"))
-    first = ship(place, artifact).digest
+    first = ship(place, sent).digest
     ship(place, other)
     shard = tmp_path / "server" / RELEASES / first / "config.json"
     shard.unlink()
@@ -90,25 +90,25 @@ def test_a_symbolic_link_in_a_release_is_refused(artifact, other, tmp_path):
         rollback(place)
 
 
-def test_too_small_a_disk_is_refused_before_anything_is_sent(artifact, tmp_path, monkeypatch):
+def test_too_small_a_disk_is_refused_before_anything_is_sent(sent, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=10)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     place = open_place(str(tmp_path / "server"))
     with pytest.raises(RegistryError, match=r"bytes and the disk has 10; remove old releases \(turbopress gc\)"):
-        ship(place, artifact)
+        ship(place, sent)
     assert place.unfinished() == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
 @pytest.mark.parametrize("how", ["folder", "sftp"])
-def test_a_disk_that_fills_up_on_the_way_is_one_line_and_nothing_moves(how, tmp_path, request, monkeypatch, artifact):
+def test_a_disk_that_fills_up_on_the_way_is_one_line_and_nothing_moves(how, tmp_path, request, monkeypatch, sent):
     small = tmp_path / "small"
     small.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(small)], check=True)
     try:
         server = request.getfixturevalue("as_ssh_user") if how == "sftp" else None
         place = open_place(f"sftp://{server.authority}{small}/server" if server else str(small / "server"))
-        first = ship(place, artifact).digest
+        first = ship(place, sent).digest
         fake_artifact(tmp_path / "models" / "large", os.urandom(5000).hex())  # 1 MB
         monkeypatch.setattr(type(place), "free_bytes", lambda _: None)  # the far end does not say, or lies
         with (
@@ -176,12 +176,12 @@ def test_a_bucket_that_is_not_there_is_refused(bucket):
     assert "refused: " in refusal("s3://no-such-bucket-here/models")
 
 
-def test_a_server_that_allows_only_sftp_is_read_back(tmp_path, artifact, monkeypatch):
+def test_a_server_that_allows_only_sftp_is_read_back(tmp_path, sent, monkeypatch):
     server, process = start_sshd(tmp_path / "ssh", "ForceCommand internal-sftp")
     try:
         monkeypatch.setenv("HOME", str(server.home))
         place = open_place(f"sftp://{server.authority}{tmp_path}/server")
-        ship(place, artifact)
+        ship(place, sent)
         assert not place._has_shell
         verify_releases(place)
         name = next(iter((tmp_path / "server" / RELEASES).iterdir())) / "config.json"
@@ -192,7 +192,7 @@ def test_a_server_that_allows_only_sftp_is_read_back(tmp_path, artifact, monkeyp
         stop(process)
 
 
-def test_a_folder_named_current_is_not_replaced(artifact, tmp_path):
+def test_a_folder_named_current_is_not_replaced(sent, tmp_path):
     (tmp_path / "server" / "current").mkdir(parents=True)
     with pytest.raises(RegistryError, match=r"current: is no link, so it is not ours to replace"):
-        ship(open_place(str(tmp_path / "server")), artifact)
+        ship(open_place(str(tmp_path / "server")), sent)

@@ -18,36 +18,36 @@ pytest_plugins = ["ship_fixtures"]
 MADE = {"serving/serve.yaml": b"engine: {}\n"}
 
 
-def test_an_export_that_was_cut_short_goes_on_and_is_no_release_until_it_ends(place, artifact, monkeypatch):
-    sent, real = [], type(place).send
+def test_an_export_that_was_cut_short_goes_on_and_is_no_release_until_it_ends(place, sent, monkeypatch):
+    went, real = [], type(place).send
 
     def send_two(self, source, name, file, advance):
-        if len(sent) == 2:
+        if len(went) == 2:
             raise OSError("the wire is cut")
-        sent.append(name)
+        went.append(name)
         real(self, source, name, file, advance)
 
     with monkeypatch.context() as patch:
         patch.setattr(type(place), "send", send_two)
         with pytest.raises(OSError, match="the wire is cut"):
-            ship(place, artifact)
+            ship(place, sent)
     assert releases(place) == []
     assert place.pointer() == Pointer(None, ())
     assert len(place.unfinished()) == 1
-    planned = plan(place, artifact, "demo/1", {})
+    planned = plan(place, sent, "demo/1", {})
     assert 0 < len(planned.send) < 4
-    done = ship(place, artifact)
+    done = ship(place, sent)
     assert done.sent_bytes == planned.send_bytes
     assert place.unfinished() == []
     verify_releases(place)
 
 
-def test_an_unfinished_upload_is_removed_when_asked(place, artifact, monkeypatch):
-    ship(place, artifact)
+def test_an_unfinished_upload_is_removed_when_asked(place, sent, monkeypatch):
+    ship(place, sent)
     with monkeypatch.context() as patch:
         patch.setattr(type(place), "settle", fail)
         with pytest.raises(OSError, match="gone"):
-            ship(place, artifact, MADE)
+            ship(place, sent, MADE)
     assert collect_garbage(place, 3) == []
     assert len(collect_garbage(place, 3, unfinished=True)) == 1
     assert place.unfinished() == []
