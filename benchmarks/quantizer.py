@@ -55,7 +55,7 @@ def main():
     parser.add_argument("--model", type=Path, help="a model folder")
     parser.add_argument("--windows", type=Path, help="windows.safetensors of quality_windows.py")
     parser.add_argument("--peers", type=Path, help="what peers.py wrote")
-    parser.add_argument("--recipes", nargs="+", help="only these")
+    parser.add_argument("--recipes", nargs="*", help="only these of ours; without a name none")
     parser.add_argument("--shapes", nargs="+", default=["1.8b", "7b"], help="speed: of random_model.py")
     parser.add_argument("--layers", type=int, help="speed: only so many layers")
     parser.add_argument("--host-gib", type=float, help="speed: the limit on host memory that was set")

@@ -66,23 +66,25 @@ def quality(args):
     base = load_model(args.model, device=device())
     scores, facts = {}, {}
     with tempfile.TemporaryDirectory() as work:
-        for name in args.recipes or OURS:
+        for name in OURS if args.recipes is None else args.recipes:
             recipe = AwqRecipe(group_size=64, **OURS[name])
             seconds = made(args.model, windows["calibration"], recipe, Path(work, name))
             facts[name] = {"elapsed_s": round(seconds, 1)}
             scores[name] = scored(Path(work, name), base, windows, domains)
             print(name, facts[name], {d: round(scores[name][d].kl_nats.mean().item(), 4) for d in domains}, flush=True)
-    for name, row in peer_rows(args.peers).items():
+    for name, row in peer_rows(args.peers, args.out / "quantizer_quality.json").items():
         facts[name] = row
         if row["reason"] is None:
             scores[name] = scored(args.peers / name, base, windows, domains)
     return [quality_row(name, domain, scores, facts[name]) for name in facts for domain in domains]
 
 
-def peer_rows(folder):
-    """Seconds, or the reason why there are none, of every peer."""
+def peer_rows(folder, result):
+    """Seconds, or the reason why there are none, of every peer; those that an earlier call has rows of keep them."""
     ran = {row["recipe"]: row for row in json.loads((folder / "peers.json").read_text())} if folder else {}
-    return {name: peer_row(name, ran.get(name)) for name in [*ran, *(name for name in EXPECTED if name not in ran)]}
+    before = {row["recipe"] for row in json.loads(result.read_text())} if result.exists() else set()
+    missing = [name for name in EXPECTED if name not in ran and name not in before]
+    return {name: peer_row(name, ran.get(name)) for name in [*ran, *missing]}
 
 
 def peer_row(name, row):

@@ -139,3 +139,17 @@ def test_a_program_that_cannot_run_leaves_a_row_with_the_reason(windows, tmp_pat
     assert row["elapsed_s"] is None
     assert row["error"].startswith("exit status 1: ")
     assert not (out / "lmdeploy").exists()
+
+
+def test_every_peer_has_a_row_and_what_others_slowed_has_no_seconds(benchmark, tmp_path):
+    quality = benchmark("quantizer_quality")
+    ran = {"error": None, "elapsed_s": 3.0}
+    peers = [{"recipe": "lmdeploy", "alone": True, **ran}, {"recipe": "autoround-200", "alone": False, **ran}]
+    (tmp_path / "peers.json").write_text(json.dumps(peers))
+    rows = quality.peer_rows(tmp_path, tmp_path / "none.json")
+    assert set(rows) == set(quality.EXPECTED)
+    assert rows["lmdeploy"] == {"elapsed_s": 3.0, "reason": None}
+    assert rows["autoround-200"] == {"elapsed_s": None, "reason": None}
+    assert rows["llmcompressor-gptq"]["reason"] == "not run"
+    (tmp_path / "before.json").write_text(json.dumps([{"recipe": name} for name in quality.EXPECTED]))
+    assert set(quality.peer_rows(tmp_path, tmp_path / "before.json")) == {"lmdeploy", "autoround-200"}
