@@ -19,7 +19,7 @@ def tasks(
     limit: Annotated[int, typer.Option(min=0, help="documents of each task; 0 takes all")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Measure variants on tasks through lm-eval; needs pip install 'turbopress[tasks]'."""
+    """Measure variants on tasks through lm-eval, which comes with the extra `tasks`."""
     root = repository_root()
     if not folder.is_dir():
         raise ParamsError(f"--tasks {folder}: no such folder; give one with lm-eval's YAML files")
