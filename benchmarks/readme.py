@@ -150,6 +150,16 @@ def _read_memory() -> str:
     return f"{len(rows)} readings of nvidia-smi on an {rows[0]['device']} agree to {100 * worst:.1f} %"
 
 
+def _cut() -> str:
+    """The cheapest cut of feed-forward channels beside the cheapest of layers, on the calibration's kind of text."""
+    rows = [row for row in _read("benchmarks/results/prune.json") if row["domain"] == "sotu"]
+    whole = [row for row in rows if not row["removed"]]
+    narrow, short = (
+        min(some, key=lambda row: row["kl_nats"]) for some in (whole, [row for row in rows if row["removed"]])
+    )
+    return f"{narrow['kl_nats']:.2f} nats a token, {len(short['removed'])} layers fewer {short['kl_nats']:.2f}"
+
+
 def _proven() -> str:
     """What the engine agreed on, at its worst."""
     cases = [case for file in sorted(ROOT.glob("reports/*.conformance.json")) for case in _read(file)["cases"]]
@@ -233,6 +243,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "repaired": _repaired,
     "load": _load,
     "readings": _read_memory,
+    "cut": _cut,
     "proven": _proven,
     "engine": _engine,
     "repro": _repro,
