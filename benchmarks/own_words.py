@@ -7,18 +7,15 @@ stands what training_windows.py writes too, with the seconds that the writing to
 """
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
-import numpy as np
 import torch
-from quality_windows import digest, read_windows
+from quality_windows import read_windows, store
 from quantizer_quality import device, device_name
-from safetensors.numpy import save_file
 
 from compress.checkpoint.load import load_model
 from compress.distill.generate import generate
@@ -44,11 +41,10 @@ def main():
         batch=args.batch, precision="bf16",
     )  # fmt: skip
     began = time.perf_counter()
-    own = generate(load_model(args.model, device=device()), prompts, recipe).numpy().astype(np.uint16)
+    own = generate(load_model(args.model, device=device()), prompts, recipe).numpy()
     elapsed_s = round(time.perf_counter() - began, 1)
-    save_file({"own": own}, args.out)
     about = {"text": args.text, "elapsed_s": elapsed_s, "device": device_name(), **recipe.model_dump()}
-    args.out.with_suffix(".json").write_text(json.dumps({"own": about | {"sha256": digest(own)}}, indent=2) + "\n")
+    store({"own": own}, {"own": about}, args.out)
     print(f"{args.out}: {args.windows} windows in {elapsed_s} s")
 
 

@@ -216,9 +216,8 @@ def smollm2(args):
     """SmolLM2-135M, a quarter of whose decoder goes."""
     from quality_windows import read_windows
 
-    windows, sets = read_windows(args.windows), {}
-    for file in args.training:
-        sets |= read_windows(file)
+    windows = read_windows(args.windows)
+    sets = {name: tokens for file in args.training for name, tokens in read_windows(file).items()}
     held_out = {n: w[: args.held_out] for n, w in windows.items() if not n.startswith("calibration")}
     training = torch.cat([sets[name] for name in args.text.split("+")])
     drawn = torch.randperm(len(training), generator=torch.Generator().manual_seed(0))[: args.calibration]

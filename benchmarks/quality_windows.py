@@ -85,6 +85,16 @@ def read_windows(path: Path) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(windows.astype(np.int64)) for name, windows in sets.items()}
 
 
+def store(sets: dict[str, np.ndarray], about: dict[str, dict], path: Path) -> None:
+    """Writes sets in 16 bits an id and, beside them, what is said about each, with its digest."""
+    if wide := [name for name, windows in sets.items() if windows.max() > np.iinfo(np.uint16).max]:
+        raise SystemExit(f"{path}: token id {sets[wide[0]].max()} of {wide[0]} does not fit in 16 bits")
+    said = {name: about[name] | {"sha256": digest(windows)} for name, windows in sets.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: windows.astype(np.uint16) for name, windows in sets.items()}, path)
+    path.with_suffix(".json").write_text(json.dumps(said, indent=2) + "\n", "utf8")
+
+
 def write(description: str, sources: list[Source]) -> None:
     """Writes the windows and what describes them, where the command line says."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -93,18 +103,13 @@ def write(description: str, sources: list[Source]) -> None:
     parser.add_argument("out", type=Path, help="a .safetensors file")
     args = parser.parse_args()
     tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
-    sets, said = {}, {}
+    sets, about = {}, {}
     for source in sources:
         text = python_source(source.text) if "==" in source.text else (args.corpora / source.text).read_text("utf8")
         windows = draw(tokenizer.encode(text, add_special_tokens=False).ids, source, LENGTH)
-        if windows.max() > np.iinfo(np.uint16).max:
-            raise SystemExit(f"{args.model}: token id {windows.max()} does not fit in 16 bits")
-        sets[source.name] = windows.astype(np.uint16)
-        said[source.name] = {**asdict(source), "length": LENGTH, "sha256": digest(windows)}
-        print(f"{source.name:12} {windows.shape[0]} x {windows.shape[1]}  {said[source.name]['sha256'][:12]}")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(sets, args.out)
-    args.out.with_suffix(".json").write_text(json.dumps(said, indent=2) + "\n", "utf8")
+        sets[source.name], about[source.name] = windows, {**asdict(source), "length": LENGTH}
+        print(f"{source.name:12} {windows.shape[0]} x {windows.shape[1]}  {digest(windows)[:12]}")
+    store(sets, about, args.out)
     print(f"{args.out}: {args.out.stat().st_size:,} bytes")
 
 

@@ -69,15 +69,15 @@ def _speed() -> str:
     rows = _read("benchmarks/results/quantizer_speed.json")
     heads = ("shape", "recipe", "layers", "GPUs", "seconds", "floor", "GPU memory", "host")
     head = f"| {' | '.join(heads)} |\n| --- | --- |{' ---: |' * 6}\n"
+    return "\n" + head + "".join(_speed_row(row) for row in rows)
+
+
+def _speed_row(row: dict[str, Any]) -> str:
+    seconds = f"{row['elapsed_s']:.0f}{'' if row.get('alone', True) else ' beside other work'}"
+    host = f"of {row['host_gib']:.0f} GiB" if row.get("host_gib") else ""
     return (
-        "\n"
-        + head
-        + "".join(
-            f"| {row['shape']} | {row['recipe']} | {row['layers']} of {row['of_layers']} | {row['gpus']} "
-            f"| {row['elapsed_s']:.0f}{'' if row.get('alone', True) else ' beside other work'} | {row['floor_s']:.0f} "
-            f"| {row['peak_gpu_gib']:.1f} GiB | {f'of {limit:.0f} GiB' if (limit := row.get('host_gib')) else ''} |\n"
-            for row in rows
-        )
+        f"| {row['shape']} | {row['recipe']} | {row['layers']} of {row['of_layers']} | {row['gpus']} "
+        f"| {seconds} | {row['floor_s']:.0f} | {row['peak_gpu_gib']:.1f} GiB | {host} |\n"
     )
 
 
@@ -153,10 +153,9 @@ def _read_memory() -> str:
 def _cut() -> str:
     """The cheapest cut of feed-forward channels beside the cheapest of layers, on the calibration's kind of text."""
     rows = [row for row in _read("benchmarks/results/prune.json") if row["domain"] == "sotu"]
-    whole = [row for row in rows if not row["removed"]]
-    narrow, short = (
-        min(some, key=lambda row: row["kl_nats"]) for some in (whole, [row for row in rows if row["removed"]])
-    )
+    rows.sort(key=lambda row: row["kl_nats"])
+    narrow = next(row for row in rows if not row["removed"])
+    short = next(row for row in rows if row["removed"])
     return f"{narrow['kl_nats']:.2f} nats a token, {len(short['removed'])} layers fewer {short['kl_nats']:.2f}"
 
 

@@ -1,11 +1,8 @@
 """Token windows of random ids in the files that benchmarks read."""
 
-import json
 import sys
 from pathlib import Path
 
-import numpy as np
-from safetensors.numpy import save_file
 from tiny import windows
 
 ROOT = Path(__file__).parent.parent
@@ -14,10 +11,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 def write_windows(path, length, **counts):
     """So many windows under each name."""
-    from quality_windows import digest
+    from quality_windows import store
 
-    sets = {
-        name: windows(n, length, seed=seed).numpy().astype(np.uint16) for seed, (name, n) in enumerate(counts.items())
-    }
-    save_file(sets, path)
-    path.with_suffix(".json").write_text(json.dumps({name: {"sha256": digest(w)} for name, w in sets.items()}))
+    sets = {name: windows(n, length, seed=seed).numpy() for seed, (name, n) in enumerate(counts.items())}
+    store(sets, {name: {} for name in sets}, path)

@@ -153,3 +153,9 @@ def test_every_peer_has_a_row_and_what_others_slowed_has_no_seconds(benchmark, t
     assert rows["llmcompressor-gptq"]["reason"] == "not run"
     (tmp_path / "before.json").write_text(json.dumps([{"recipe": name} for name in quality.EXPECTED]))
     assert set(quality.peer_rows(tmp_path, tmp_path / "before.json")) == {"lmdeploy", "autoround-200"}
+
+
+def test_token_ids_that_16_bits_cannot_hold_are_refused_and_nothing_is_written(benchmark, tmp_path):
+    with pytest.raises(SystemExit, match=r"own\.safetensors: token id 65536 of own does not fit in 16 bits"):
+        benchmark("quality_windows").store({"own": np.array([[7, 2**16]])}, {"own": {}}, tmp_path / "own.safetensors")
+    assert not list(tmp_path.iterdir())
