@@ -168,8 +168,8 @@ def recovered(before, after):
 
 
 def measured(name, way, model, texts, recipes):
-    """A row a stage and domain."""
-    base, rows, scores, ends = load_model(model, device=device()), [], {}, end_marks(model)
+    """A row a domain, stage after stage, so that what is through is kept if the machine goes."""
+    base, scores, ends = load_model(model, device=device()), {}, end_marks(model)
     with tempfile.TemporaryDirectory() as work:
         for stage, folder, tokens, elapsed_s in steps(model, texts, recipes, Path(work)):
             variant, scores[stage] = scored(folder, base, texts.held_out)
@@ -180,6 +180,7 @@ def measured(name, way, model, texts, recipes):
                 "parameters": decoder_parameters(Checkpoint(folder).config),
             }
             seen = {"tokens": tokens, "elapsed_s": round(elapsed_s, 1), "device": device_name()}
+            rows = []
             for domain, score in scores[stage].items():
                 means = score.means()
                 row = about | {"domain": domain, "perplexity": means["perplexity"], "kl_nats": means["kl_nats"]}
@@ -187,8 +188,7 @@ def measured(name, way, model, texts, recipes):
                 rows.append(row | (recovered(scores["pruned"][domain], score) if won else {"recovered": None}) | seen)
             rows.append(about | {"domain": "written", "kl_nats": None, "recovered": None} | seen)
             rows[-1] |= written(variant, base, texts.held_out, ends)
-            print(stage, {d: round(s.means()["kl_nats"], 4) for d, s in scores[stage].items()}, flush=True)
-    return rows
+            yield rows
 
 
 def demo(args):
@@ -205,11 +205,9 @@ def demo(args):
         name: torch.from_numpy(evaluation.tokens[domains == name]).long() for name in sorted(set(evaluation.domains))
     }
     texts = Texts(*(torch.from_numpy(w.tokens).long() for w in (calibration, training)), held_out)
-    rows = []
     for way, start in STARTS.items():
         recipes = Recipes(start, params.distill["student"], AwqRecipe(), args.repair)
-        rows += measured("demo base", way, ROOT / "models" / "base", texts, recipes)
-    return rows
+        yield from measured("demo base", way, ROOT / "models" / "base", texts, recipes)
 
 
 def smollm2(args):
@@ -259,9 +257,9 @@ def main():
     parser.add_argument("--repair", type=recipe_of(distilling(REPAIR)), help="JSON, {} for the usual")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "prune_distill.json")
     args = parser.parse_args()
-    rows = {"demo": demo, "smollm2": smollm2}[args.what](args)
-    table(rows)
-    save(args.out, rows, ("model", "way", "stage", "domain"))
+    for rows in {"demo": demo, "smollm2": smollm2}[args.what](args):
+        table(rows)
+        save(args.out, rows, ("model", "way", "stage", "domain"))
 
 
 if __name__ == "__main__":

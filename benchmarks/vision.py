@@ -20,6 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_repository import write_base, write_quantized
 from vision_models import write_internvl, write_llava
 
@@ -37,7 +38,7 @@ NUM_QUESTIONS, NUM_TOKENS = 16, 8
 
 def made(write, root):
     """By name: the folder with its own language model, and with that in 4 bits."""
-    whole, language, base, small = write(root / "whole"), root / "language", root / "base", root / "small"
+    whole, language, base, small = halved(write(root / "whole")), root / "language", root / "base", root / "small"
     language.mkdir()
     take(whole, language)
     write_base(language, base)
@@ -47,6 +48,17 @@ def made(write, root):
         folder.mkdir()
         give(whole, inside, folder)
     return folders
+
+
+def halved(folder):
+    """The folder in float16: TurboMind takes no image into a model of float32."""
+    for file in folder.glob("*.safetensors"):
+        save_file({name: t.half() for name, t in load_file(file).items()}, file, {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text("utf8"))
+    for section in (config, *(inside for inside in config.values() if isinstance(inside, dict))):
+        section.update({key: "float16" for key in ("dtype", "torch_dtype") if key in section})
+    (folder / "config.json").write_text(json.dumps(config), "utf8")
+    return folder
 
 
 def questions(folder):

@@ -75,6 +75,8 @@ def problems(profile: EngineProfile, shape: Shape) -> list[str]:
         legal = [n for n in TENSOR_PARALLEL if splits(shape, n)]
         heads = f"{shape.heads} heads with {shape.kv_heads} kv heads"
         found.append(f"tp {profile.tp} does not divide {heads}; legal are {', '.join(map(str, legal))}")
+    if shape.sees_images and shape.dtype == "float32" and backend(shape) == "turbomind":
+        found.append("dtype is float32, which ends the engine at the first image; save the model in float16")
     found += _wrong_format(profile, shape)
     if profile.session_len and shape.longest_session and profile.session_len > shape.longest_session:
         found.append(f"session_len {profile.session_len} is longer than the model's {shape.longest_session} positions")

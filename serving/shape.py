@@ -34,6 +34,7 @@ class Shape:
     bits: int  # of a decoder linear's weight, as stored
     group_size: int | None  # None where the weights are not quantized
     quant_method: str | None
+    dtype: str | None  # of what is not quantized; None where config.json does not say
     vision_parameters: int  # of a vision tower and projector; 0 where the model sees no images
 
     @property
@@ -95,6 +96,7 @@ def parse_shape(raw: Mapping[str, Any], place: str) -> Shape:
         bits=_bits(quantization) if quantization else 16,
         group_size=_group_size(quantization) if quantization else None,
         quant_method=quantization.get("quant_method") if quantization else None,
+        dtype=next((str(c[key]) for c in (raw, text) for key in ("dtype", "torch_dtype") if c.get(key)), None),
         vision_parameters=_vision_parameters(raw, text["hidden_size"]) if section else 0,
     )
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from lmdeploy_environment import PROGRAM, emulated, server_interpreter
+from safetensors.torch import save_file
 from tiny_repository import WORDS, write_base, write_quantized
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 from vision_models import tensors_of, write_internvl, write_llava
 
 from compress.checkpoint.checkpoint import Checkpoint
@@ -20,6 +21,7 @@ from compress.errors import CompressError
 from registry.manifest import verify
 from serving import pipeline
 from serving.errors import ServingError
+from serving.profile import EngineProfile, problems
 from serving.shape import read_shape
 
 ROOT = Path(__file__).parents[1]
@@ -87,6 +89,39 @@ def test_the_stock_class_takes_every_tensor_of_a_float_model(made, tmp_path):
         one, other = (model(input_ids=ids, pixel_values=image).logits[0, -1] for image in images)
     assert torch.isfinite(one).all()
     assert not torch.allclose(one, other, atol=1e-3)
+
+
+def test_internvl_s_tokenizer_has_what_its_processor_asks_for_and_writes_images_into_the_prompt(tmp_path):
+    """LMDeploy makes the processor too. Its template was of texts alone: parts become one text, and texts stay."""
+    made = Made(tmp_path, write_internvl)
+    tokenizer = AutoTokenizer.from_pretrained(made.joined)
+    names = ("start_image_token", "end_image_token", "context_image_token", "video_token")
+    assert all(0 <= getattr(tokenizer, f"{name}_id") < len(WORDS) for name in names)  # inside the embeddings
+    image, text = {"type": "image"}, {"type": "text", "text": "word100"}
+    said = {role: [{"role": "user", "content": c}] for role, c in (("parts", [image, text]), ("text", "word100"))}
+    prompts = {name: tokenizer.apply_chat_template(one, tokenize=False) for name, one in said.items()}
+    assert prompts["parts"] == prompts["text"].replace("word100", "<IMG_CONTEXT>\nword100")
+    before = AutoTokenizer.from_pretrained(made.small).apply_chat_template(said["text"], tokenize=False)
+    assert prompts["text"] == before
+
+
+def test_llava_s_tower_has_the_hub_s_names_whoever_saved_it(tmp_path):
+    """transformers 5 leaves a level of CLIP's names out, and LMDeploy 0.18 asks for it."""
+    whole = write_llava(tmp_path / "whole")
+    short = {name for name in tensors_of(whole) if name.startswith("vision_tower.")}
+    given = {name for name, _ in VisionLanguage.read(whole).seeing() if name.startswith("vision_tower.")}
+    assert given == {name.replace("vision_tower.", "vision_tower.vision_model.", 1) for name in short}
+    saved = {name.replace("vision_tower.", "vision_tower.vision_model.", 1): t for name, t in tensors_of(whole).items()}
+    save_file(saved, whole / "model.safetensors", {"format": "pt"})
+    assert dict(VisionLanguage.read(whole).seeing()).keys() == {n for n in saved if not n.startswith("language_model")}
+
+
+def test_an_internvl_of_float32_is_refused_where_the_engine_would_end(made, tmp_path):
+    give(made.whole, made.base, tmp_path)
+    found, ends = problems(EngineProfile(), read_shape(tmp_path)), made.whole.parent.name.startswith("internvl")
+    refused = "dtype is float32, which ends the engine at the first image; save the model in float16"
+    assert found == ([refused] if ends else [])  # LLaVA is served by another engine
+    assert not problems(EngineProfile(), read_shape(made.joined))
 
 
 def test_internvl_s_fused_attention_is_three_linears(tmp_path):

@@ -15,7 +15,27 @@ from compress.checkpoint.tensor_files import TensorFiles
 from compress.errors import CompressError
 
 STOCK_CLASS = "InternVLForConditionalGeneration"
-IMAGE_TOKENS = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+IMAGE_TOKENS = {
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
+    "video_token": "</img>",  # the stock processor wants one; a new one would lie outside the embeddings
+}
+# A template of texts alone is led by this: of a message's parts it makes one text, an image where it stands in them.
+PARTS = """{%- set ns = namespace(told=[], text="") -%}
+{%- for message in messages -%}
+{%- if message.content is string -%}
+{%- set ns.told = ns.told + [message] -%}
+{%- else -%}
+{%- set ns.text = "" -%}
+{%- for part in message.content -%}
+{%- set ns.text = ns.text + (part.text if part.type == "text" else "<IMG_CONTEXT>\\n") -%}
+{%- endfor -%}
+{%- set ns.told = ns.told + [{"role": message.role, "content": ns.text}] -%}
+{%- endif -%}
+{%- endfor -%}
+{%- set messages = ns.told -%}
+"""
 LAYER = re.compile(r"vision_model\.encoder\.layers\.(\d+)\.(.+)")
 IN_A_LAYER = {
     "ls1": "lambda_1",

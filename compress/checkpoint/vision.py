@@ -34,6 +34,7 @@ SECTIONS = {
     "LlavaForConditionalGeneration": "text_config",
     "LlavaNextForConditionalGeneration": "text_config",
 }
+CLIP, TOWER = "clip_vision_model", "vision_tower."
 SEEING = ("vision_tower", "multi_modal_projector")
 SHARD_BYTES = 2 * 2**30
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".py")  # and code, which nobody here runs or passes on
@@ -90,11 +91,20 @@ class VisionLanguage:
         raise CompressError(f"{self.folder / 'tokenizer.json'}: has no token {wanted}; fetch the tokenizer's files too")
 
     def seeing(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor that is not the language model's, under the stock class's names."""
+        """Every tensor that is not the language model's, under the names that the hub and LMDeploy have."""
         files = TensorFiles(self.folder)
         for name in files.names:
-            if not name.startswith(PREFIX):
-                yield from internvl.stock_tensors(files, name) if self.is_internvl else [(name, files.read(name))]
+            if name.startswith(PREFIX):
+                continue
+            if self.is_internvl:
+                yield from internvl.stock_tensors(files, name)
+            else:
+                yield self._on_the_hub(name), files.read(name)
+
+    def _on_the_hub(self, name: str) -> str:
+        """transformers 5 saves CLIP's tensors without a level of their names, and LMDeploy 0.18 looks for it."""
+        short = self.config["vision_config"].get("model_type") == CLIP and not name.startswith(TOWER + "vision_model.")
+        return name.replace(TOWER, TOWER + "vision_model.", 1) if short and name.startswith(TOWER) else name
 
 
 def take(folder: Path, out: Path) -> None:
@@ -141,7 +151,12 @@ def _write_internvl_processor(source: VisionLanguage, out: Path) -> None:
     for name, content in internvl.processor_files(source.config).items():
         write_json(out / name, content)
     path = out / "tokenizer_config.json"
-    write_json(path, json.loads(path.read_text("utf8")) | {"extra_special_tokens": internvl.IMAGE_TOKENS})
+    told = json.loads(path.read_text("utf8")) | {"extra_special_tokens": internvl.IMAGE_TOKENS}
+    if isinstance(told.get("chat_template"), str):
+        told["chat_template"] = internvl.PARTS + told["chat_template"]
+    write_json(path, told)
+    if (template := out / "chat_template.jinja").exists():
+        template.write_text(internvl.PARTS + template.read_text("utf8"), "utf8")
 
 
 def _joined_config(source: VisionLanguage, language: Mapping[str, Any]) -> dict[str, Any]:
