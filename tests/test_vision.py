@@ -16,8 +16,9 @@ from vision_models import tensors_of, write_internvl, write_llava
 
 from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.load import load_model
-from compress.checkpoint.vision import VisionLanguage, give, take
+from compress.checkpoint.vision import VisionLanguage, give, language_quantization, take, whole_quantization
 from compress.errors import CompressError
+from compress.quantize.formats import awq, compressed_tensors
 from registry.manifest import verify
 from serving import pipeline
 from serving.errors import ServingError
@@ -144,6 +145,23 @@ def test_the_language_model_inside_is_the_quantized_one(made, tmp_path):
     with torch.no_grad():
         inside, small = (load_model(folder)(tokens).logits for folder in (tmp_path, made.small))
     assert torch.allclose(inside, small, atol=1e-5)
+
+
+@pytest.mark.parametrize("said", [awq.quantization_config, compressed_tensors.quantization_config])
+def test_what_the_language_model_keeps_in_16_bits_the_whole_keeps_by_its_own_names(said):
+    language = said(128, ["model.layers.1.mlp.down_proj"])
+    whole = whole_quantization(language)
+    (kept,) = (whole[key] for key in ("modules_to_not_convert", "ignore") if key in whole)
+    assert {"lm_head", "language_model.model.layers.1.mlp.down_proj"} < set(kept)
+    assert all(any(part in name for name in kept) for part in ("vision_tower", "multi_modal_projector"))
+    assert language_quantization(whole) == language
+
+
+def test_each_part_of_a_quantized_llava_says_so_in_its_own_section(made):
+    """LMDeploy's PyTorch engine builds the language model from its section alone."""
+    config = json.loads((made.joined / "config.json").read_text())
+    expected = config["quantization_config"] if made.whole.parent.name.startswith("llava") else None
+    assert config["text_config"].get("quantization_config") == expected
 
 
 def test_the_planner_counts_what_sees(made):

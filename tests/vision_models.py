@@ -37,7 +37,7 @@ def write_internvl(folder):
         "vision_config": vision,
         "downsample_ratio": 0.5,
         "force_image_size": 28,
-        "dynamic_image_size": False,
+        "dynamic_image_size": True,
         "ps_version": "v2",
         "select_layer": -1,
         "torch_dtype": "float16",

@@ -22,6 +22,7 @@ from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.config import INTERNLM2_CLASS, STOCK_CLASSES, read_config
 from compress.checkpoint.convert import write_in_layout
 from compress.checkpoint.load import unpacked
+from compress.checkpoint.quantization import KEPT, kept_modules
 from compress.checkpoint.tensor_files import TensorFiles
 from compress.checkpoint.whole_file import write_whole
 from compress.checkpoint.write import write_json
@@ -64,7 +65,9 @@ class VisionLanguage:
     @property
     def language_config(self) -> dict[str, Any]:
         """config.json of the language model alone; a stock class's keys that were left out have its defaults."""
-        text = dict(self.config[self.section])
+        text = {key: value for key, value in self.config[self.section].items() if key != "quantization_config"}
+        if quantization := self.config.get("quantization_config"):
+            text["quantization_config"] = language_quantization(quantization)
         if text.get("architectures") == [INTERNLM2_CLASS]:
             return {"tie_word_embeddings": False} | text
         family = text.get("model_type", "llama")
@@ -168,8 +171,25 @@ def _joined_config(source: VisionLanguage, language: Mapping[str, Any]) -> dict[
         config = {key: value for key, value in source.config.items() if key not in ("auto_map", "quantization_config")}
     joined = config | {"text_config": text, "torch_dtype": language.get("torch_dtype", "float16")}
     if quantization := language.get("quantization_config"):
-        joined["quantization_config"] = {**quantization, "modules_to_not_convert": [*SEEING, "lm_head"]}
+        joined["quantization_config"] = whole_quantization(quantization)
+        if not source.is_internvl:  # LMDeploy's PyTorch engine builds each part from its own section
+            joined["text_config"] = text | {"quantization_config": joined["quantization_config"]}
     return joined
+
+
+def whole_quantization(said: Mapping[str, Any]) -> dict[str, Any]:
+    """A language model's `quantization_config` for the whole: what sees is kept too, names are those of the whole."""
+    kept = ["lm_head", *(PREFIX + name for name in kept_modules(said))]
+    if said["quant_method"] == "compressed-tensors":
+        return {**said, "ignore": [*(rf"re:{part}\..*" for part in SEEING), *kept]}
+    return {**said, "modules_to_not_convert": [*SEEING, *kept]}
+
+
+def language_quantization(said: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `whole_quantization`."""
+    kept = [name.removeprefix(PREFIX) for name in kept_modules(said) if name.startswith(PREFIX)]
+    lists = {key: kept for key in KEPT if key in said}
+    return {key: value for key, value in {**said, **lists}.items() if key not in lists or kept}
 
 
 def _require_same_width(source: VisionLanguage, small: Checkpoint) -> None:
@@ -222,7 +242,8 @@ def _copy_the_rest(source: Path, out: Path) -> None:
 def unpack(folder: Path, out: Path) -> None:
     """Writes the model of `folder` for the stock class to read: its 4-bit linears as the numbers they stand for."""
     files, config = TensorFiles(folder), dict(read_config(folder))
-    config.pop("quantization_config", None)
+    for section in (config, config["text_config"]):
+        section.pop("quantization_config", None)
     names: dict[str, list[str]] = {}  # by module, because a packed linear is three tensors
     for name in files.names:
         names.setdefault(name.rpartition(".")[0], []).append(name)
