@@ -46,6 +46,7 @@ from compress.prune.recipe import Compensation, DepthRecipe, MixRecipe, WidthRec
 from compress.prune.text import Text
 from compress.quantize.recipe import AwqRecipe
 from compress.quantize.resources import Resources
+from pipelines.progress import showing
 
 PRUNING = {"depth": DepthRecipe, "width": WidthRecipe, "mix": MixRecipe}
 QUARTER = {"method": "width", "intermediate_size": 1024, "group_size": None}
@@ -93,7 +94,7 @@ def steps(model, texts, recipes, work):
     prune(model, texts.calibration, recipes.prune, pruned)
     yield "pruned", pruned, texts.calibration.numel(), seconds()
     seconds, learner = clock(), load_model(pruned, device=device())
-    distill_(learner, base, texts.training, recipes.distill)
+    taught(learner, base, texts.training, recipes.distill)
     student.mkdir()
     write_model(learner, Checkpoint(pruned).config, student)
     seen = recipes.distill.steps * recipes.distill.batch * texts.training.shape[1]
@@ -105,11 +106,16 @@ def steps(model, texts, recipes, work):
     if recipes.repair is None:
         return
     seconds, learner = clock(), load_quantized(work / "distilled-w4", recipes.repair.train, device())
-    distill_(learner, base, texts.training, recipes.repair)
+    taught(learner, base, texts.training, recipes.repair)
     repaired = work / "distilled-w4-repaired"
     repaired.mkdir()
     write_quantized(learner, work / "distilled-w4", repaired)
     yield repaired.name, repaired, recipes.repair.steps * recipes.repair.batch * texts.training.shape[1], seconds()
+
+
+def taught(learner, base, tokens, recipe):
+    """Trains, and says now and then how far it is."""
+    distill_(learner, base, tokens, recipe, progress=showing(recipe.batch * tokens.shape[1], "tokens"))
 
 
 def clock():

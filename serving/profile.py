@@ -15,6 +15,7 @@ from serving.shape import Shape
 HEAD_DIMS = (64, 128, 192, 256)  # the engine has attention kernels for these; another head_dim aborts its process
 NO_INT4_KV = (64, 192)  # it reads a misaligned address with heads of 64, and has no kernel for 192: either ends it
 TENSOR_PARALLEL = (1, 2, 4, 8, 16)
+HALVES = ("float16", "bfloat16")
 TEXT_MODELS = ("InternLM2ForCausalLM", "LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 TURBOMIND = (*TEXT_MODELS, "InternVLChatModel", "InternVLForConditionalGeneration")  # LMDeploy's PyTorch serves others
 
@@ -75,8 +76,8 @@ def problems(profile: EngineProfile, shape: Shape) -> list[str]:
         legal = [n for n in TENSOR_PARALLEL if splits(shape, n)]
         heads = f"{shape.heads} heads with {shape.kv_heads} kv heads"
         found.append(f"tp {profile.tp} does not divide {heads}; legal are {', '.join(map(str, legal))}")
-    if shape.sees_images and shape.dtype == "float32" and backend(shape) == "turbomind":
-        found.append("dtype is float32, which ends the engine at the first image; save the model in float16")
+    if shape.sees_images and backend(shape) == "turbomind":
+        found += _two_types(shape)
     found += _wrong_format(profile, shape)
     if profile.session_len and shape.longest_session and profile.session_len > shape.longest_session:
         found.append(f"session_len {profile.session_len} is longer than the model's {shape.longest_session} positions")
@@ -91,6 +92,14 @@ def kv_bits(shape: Shape) -> list[KvBits]:
 def splits(shape: Shape, tp: int) -> bool:
     """Whether each GPU gets whole heads; fewer kv heads than GPUs are repeated, a whole number of times."""
     return shape.heads % tp == 0 and (shape.kv_heads % tp == 0 or tp % shape.kv_heads == 0)
+
+
+def _two_types(shape: Shape) -> list[str]:
+    """Pixels come in the whole's type; what sees computes in its own, or in bfloat16 where that is none of 16 bits."""
+    if shape.dtype is None or shape.dtype == (shape.vision_dtype if shape.vision_dtype in HALVES else "bfloat16"):
+        return []
+    told = f"dtype is {shape.dtype} and vision_config's {shape.vision_dtype or 'not said'}"
+    return [f"{told}, which ends the engine at the first image; write {' or '.join(HALVES)} in both"]
 
 
 def _wrong_format(profile: EngineProfile, shape: Shape) -> list[str]:

@@ -35,6 +35,7 @@ class Shape:
     group_size: int | None  # None where the weights are not quantized
     quant_method: str | None
     dtype: str | None  # of what is not quantized; None where config.json does not say
+    vision_dtype: str | None  # likewise of what sees
     vision_parameters: int  # of a vision tower and projector; 0 where the model sees no images
 
     @property
@@ -96,9 +97,15 @@ def parse_shape(raw: Mapping[str, Any], place: str) -> Shape:
         bits=_bits(quantization) if quantization else 16,
         group_size=_group_size(quantization) if quantization else None,
         quant_method=quantization.get("quant_method") if quantization else None,
-        dtype=next((str(c[key]) for c in (raw, text) for key in ("dtype", "torch_dtype") if c.get(key)), None),
+        dtype=_dtype(raw) or _dtype(text),
+        vision_dtype=_dtype(raw.get("vision_config") or {}),
         vision_parameters=_vision_parameters(raw, text["hidden_size"]) if section else 0,
     )
+
+
+def _dtype(section: Mapping[str, Any]) -> str | None:
+    found = section.get("dtype") or section.get("torch_dtype")
+    return str(found) if found else None
 
 
 def _require(text: Mapping[str, Any], place: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -117,12 +118,38 @@ def test_llava_s_tower_has_the_hub_s_names_whoever_saved_it(tmp_path):
     assert dict(VisionLanguage.read(whole).seeing()).keys() == {n for n in saved if not n.startswith("language_model")}
 
 
-def test_an_internvl_of_float32_is_refused_where_the_engine_would_end(made, tmp_path):
+def rewrite(folder, change):
+    path = folder / "config.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+@pytest.mark.parametrize(
+    ("whole", "sees"), [("float32", "float32"), ("float16", None), ("bfloat16", "float16"), ("float16", "bfloat16")]
+)
+def test_an_internvl_of_two_types_is_refused_where_the_engine_would_end(made, tmp_path, whole, sees):
     give(made.whole, made.base, tmp_path)
+    seeing = json.loads((tmp_path / "config.json").read_text())["vision_config"] | {"torch_dtype": sees}
+    rewrite(tmp_path, lambda config: config | {"torch_dtype": whole, "vision_config": seeing})
     found, ends = problems(EngineProfile(), read_shape(tmp_path)), made.whole.parent.name.startswith("internvl")
-    refused = "dtype is float32, which ends the engine at the first image; save the model in float16"
+    told = f"dtype is {whole} and vision_config's {sees or 'not said'}"
+    refused = f"{told}, which ends the engine at the first image; write float16 or bfloat16 in both"
     assert found == ([refused] if ends else [])  # LLaVA is served by another engine
-    assert not problems(EngineProfile(), read_shape(made.joined))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_all_parts_of_what_is_given_back_are_of_the_language_model_s_type(made, tmp_path, dtype):
+    """Types that the checkpoint said before, by either name, are those of other numbers."""
+    whole, base, out = (tmp_path / name for name in ("whole", "base", "out"))
+    shutil.copytree(made.whole, whole)
+    shutil.copytree(made.base, base)
+    rewrite(whole, lambda config: config | {"dtype": "float32"})
+    rewrite(base, lambda config: config | {"torch_dtype": dtype})
+    out.mkdir()
+    give(whole, base, out)
+    config = json.loads((out / "config.json").read_text())
+    parts = (config, config["text_config"], config["vision_config"])
+    assert [(part.get("dtype"), part["torch_dtype"]) for part in parts] == [(None, dtype)] * 3
+    assert not problems(EngineProfile(), read_shape(out))
 
 
 def test_internvl_s_fused_attention_is_three_linears(tmp_path):
@@ -222,11 +249,18 @@ def test_turbomind_loads_internvl_with_the_quantized_language_model(tmp_path):
     env = emulated(tmp_path / "lmdeploy", server_interpreter())
     told = f"""
 from lmdeploy import TurbomindEngineConfig
+from lmdeploy.archs import get_model_arch
 from lmdeploy.turbomind import TurboMind
+from lmdeploy.turbomind.converter import _resolve_dtype
+from lmdeploy.vl.engine import _get_hf_config_mm_feature_dtype
+config = get_model_arch({str(made.joined)!r})[1]
+print("PIXELS", _get_hf_config_mm_feature_dtype(config))
+print("TOWER", _resolve_dtype("auto", config.vision_config, {{"float16", "bfloat16"}}))
 told = TurbomindEngineConfig(model_format="awq", session_len=128, max_batch_size=2, cache_max_entry_count=0.1)
 engine = TurboMind.from_pretrained({str(made.joined)!r}, engine_config=told)
 print("LOADED", engine.model_comm is not None, flush=True)
 import os; os._exit(0)
 """
     done = subprocess.run([env["LMDEPLOY_PYTHON"], "-c", told], capture_output=True, text=True, check=False)
+    assert {"PIXELS torch.float16", "TOWER float16"} <= set(done.stdout.splitlines()), done.stdout + done.stderr[-3000:]
     assert "LOADED True" in done.stdout, done.stdout[-1500:] + done.stderr[-3000:]

@@ -165,16 +165,26 @@ def _write_internvl_processor(source: VisionLanguage, out: Path) -> None:
 def _joined_config(source: VisionLanguage, language: Mapping[str, Any]) -> dict[str, Any]:
     """The whole model's configuration; how its linears are quantized is said at the top, and for which it is not."""
     text = {key: value for key, value in language.items() if key not in ("quantization_config", "auto_map")}
+    text = _of_type(text, language.get("torch_dtype") or language.get("dtype") or "float16")
     if source.is_internvl:
         config = internvl.stock_config(source.config, text, source.image_token_id)
     else:
         config = {key: value for key, value in source.config.items() if key not in ("auto_map", "quantization_config")}
-    joined = config | {"text_config": text, "torch_dtype": language.get("torch_dtype", "float16")}
+    # TurboMind reads pixels in the whole's type, and takes them only in the one that vision_config names.
+    config["vision_config"] = _of_type(config["vision_config"], text["torch_dtype"])
+    joined = _of_type(config, text["torch_dtype"]) | {"text_config": text}
     if quantization := language.get("quantization_config"):
         joined["quantization_config"] = whole_quantization(quantization)
         if not source.is_internvl:  # LMDeploy's PyTorch engine builds each part from its own section
             joined["text_config"] = text | {"quantization_config": joined["quantization_config"]}
     return joined
+
+
+def _of_type(section: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """A section of a configuration that says its type, by the name that every transformers reads, and no other."""
+    return {key: value for key, value in section.items() if key not in ("dtype", "torch_dtype")} | {
+        "torch_dtype": dtype
+    }
 
 
 def whole_quantization(said: Mapping[str, Any]) -> dict[str, Any]:
