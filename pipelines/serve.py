@@ -20,7 +20,17 @@ from serving.errors import ServingError
 from serving.gpus import Gpu, gpus, show_size
 from serving.memory import MemoryPlan, plan
 from serving.profile import EngineProfile, backend, command, fitted
-from serving.server import LOOPBACK, PORT, Server, forwarding, lmdeploy_command, reachable, require_free
+from serving.server import (
+    LOOPBACK,
+    PORT,
+    Server,
+    forwarding,
+    interpreter,
+    lmdeploy_command,
+    reachable,
+    require_free,
+    require_right_way_up,
+)
 from serving.shape import Shape, read_shape
 
 ENGINES = ("lmdeploy", "llama.cpp", "transformers")
@@ -58,6 +68,7 @@ def serve(
         _serve_here(folder, profile, model, host, port)
         return
     planned = require_memory(shape, profile, gpus(), model)
+    require_right_way_up(interpreter(), shape)
     told = command(profile, folder, host=host, port=port, model_name=_served_name(model), backend=backend(shape))
     address = reachable(host, port)
     server = Server(lmdeploy_command(told), address, sys.stderr)

@@ -1,5 +1,6 @@
 """A folder in this process by LMDeploy, where it is installed and there is a GPU."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from serving.engine import Message, Sampling
 from serving.errors import ServingError
 from serving.profile import EngineProfile, backend, fitted
+from serving.server import require_right_way_up
 from serving.shape import read_shape
 
 
@@ -45,6 +47,7 @@ def load(folder: Path, profile: EngineProfile) -> LmdeployEngine:
     except ImportError as error:
         raise ServingError(f"lmdeploy: cannot be imported ({error}); pip install 'turbopress[lmdeploy]'") from error
     shape = read_shape(folder)
+    require_right_way_up(sys.executable, shape)
     told = {key: value for key, value in fitted(profile, shape, str(folder)).model_dump().items() if value is not None}
     if backend(shape) == "pytorch":
         return LmdeployEngine(folder, pipeline(str(folder), backend_config=PytorchEngineConfig(**told)))

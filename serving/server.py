@@ -22,12 +22,15 @@ from typing import IO
 
 from serving.client import Client
 from serving.errors import ServingError
+from serving.profile import backend
+from serving.shape import Shape
 
 LAUNCHER = Path(__file__).with_name("launch_lmdeploy.py")
 INTERPRETER = "LMDEPLOY_PYTHON"
 LOOPBACK = "127.0.0.1"
 ANYWHERE = ("0.0.0.0", "::")  # noqa: S104 - compared with, not listened on
 PORT = 23333
+MISREAD = ((5, 0), (5, 21))  # transformers whose torchvision processors believe LMDeploy that channels come last
 KEPT_LINES = 60
 GRACE_S = 30.0  # for a server that was told to end
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -45,6 +48,21 @@ def interpreter() -> str:
         return str(beside)
     remedy = f"pip install 'turbopress[lmdeploy]', or set {INTERPRETER} to a Python that has it"
     raise ServingError(f"lmdeploy: not found; {remedy}")
+
+
+def require_right_way_up(python: str, shape: Shape) -> None:
+    """Refuses an environment whose transformers fails at each image that LMDeploy's PyTorch engine shows a model."""
+    if not shape.sees_images or backend(shape) != "pytorch":
+        return
+    told = "from importlib.metadata import version; print(version('transformers'))"
+    done = subprocess.run([python, "-c", told], capture_output=True, text=True, check=False)
+    found = re.match(r"(\d+)\.(\d+)", done.stdout)  # nothing, where there is none: LMDeploy itself says so then
+    if found and MISREAD[0] <= (int(found[1]), int(found[2])) < MISREAD[1]:
+        version = done.stdout.strip()
+        raise ServingError(
+            f"{python}: transformers {version} reads the images that LMDeploy 0.18 shows a LLaVA with their axes "
+            "mixed up, and fails; pip install 'transformers>=5.21'"
+        )
 
 
 def require_free(host: str, port: int) -> None:

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 from lmdeploy_environment import PROGRAM, emulated, executable, server_interpreter
 from serving_clients import leave_in_the_middle
-from tiny_repository import make_repository
+from tiny_repository import make_repository, write_base
+from vision_models import write_internvl, write_llava
 
+from compress.checkpoint.vision import give, take
 from serving.client import Client
 from serving.engine import Sampling, load_engine
 from serving.errors import ServingError
@@ -122,6 +124,34 @@ def test_a_server_that_dies_at_start_is_quoted(repository, machine):
         "turbopress: lmdeploy: ended with status 3 before it answered; its last words: "
         "ModuleNotFoundError: no lmdeploy here"
     )
+
+
+@pytest.mark.parametrize(
+    ("write", "version", "ends"),
+    [
+        (write_llava, "5.20.2", True),
+        (write_llava, "5.21.0", False),
+        (write_llava, "4.57.1", False),
+        (write_internvl, "5.20.2", False),
+    ],
+)
+def test_an_environment_that_would_fail_at_each_image_is_refused(repository, machine, tmp_path, write, version, ends):
+    """LLaVA's images alone go through a processor of transformers in LMDeploy's way."""
+    whole, language, base, joined = (tmp_path / name for name in ("whole", "language", "base", "joined"))
+    write(whole)
+    for made in (language, joined):
+        made.mkdir()
+    take(whole, language)
+    write_base(language, base)
+    give(whole, base, joined)
+    config = json.loads((joined / "config.json").read_text())
+    config["torch_dtype"] = config["vision_config"]["torch_dtype"] = "float16"
+    (joined / "config.json").write_text(json.dumps(config))
+    executable(tmp_path / "python", f'test "$1" = -c && echo {version} || exit 3')
+    told = f"transformers {version} reads the images that LMDeploy 0.18 shows a LLaVA with their axes mixed up"
+    line = refused(repository, machine, str(joined))
+    assert (told in line and "pip install 'transformers>=5.21'" in line) == ends
+    assert ("ended with status 3" in line) == (not ends)
 
 
 def test_an_engine_that_is_none_is_refused(repository, machine):
