@@ -11,7 +11,7 @@ from pathlib import Path
 from serving.llama_cpp import command, told
 from serving.server import Server
 
-BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "gguf.py"
+BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "gguf_agreement.py"
 
 
 def free_port():
@@ -46,7 +46,7 @@ def ids_of(address, text):
 
 
 def benchmark(monkeypatch):
-    """benchmarks/gguf.py as a module."""
+    """benchmarks/gguf_agreement.py as a module."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     spec = importlib.util.spec_from_file_location("gguf_benchmark", BENCHMARK)
     module = importlib.util.module_from_spec(spec)

@@ -1,6 +1,6 @@
 """Does llama.cpp get from a GGUF file what our unpacked weights say?
 
-    python benchmarks/gguf.py data/evaluation/windows.safetensors models/base models/awq-w4 …
+    python benchmarks/gguf_agreement.py data/evaluation/windows.safetensors models/base models/awq-w4 …
 
 Two questions, kept apart. What the format loses: the file's weights, read back, in our own float32 forward pass. What
 the engine loses besides (it rounds activations, to 8 bits before 4-bit weights): llama.cpp's server, told the same
@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-sys.path[0] = str(Path(__file__).parents[1])  # not this folder: benchmarks/gguf.py would stand before the library
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 import typer
