@@ -2,11 +2,11 @@
 
     python benchmarks/vision.py             # needs a GPU, torchvision, transformers 5.21 and LMDeploy 0.18
 
-The models are small, random and made here. Each folder is taken apart, its language model quantized, and put together
-again; then TurboMind (InternVL) or LMDeploy's PyTorch engine (LLaVA) answers questions about images, greedily, and so do
-our unpacked weights in this process. Prints and writes to benchmarks/results/vision.json the share of answers that begin
-with the same token, and of all tokens up to the first that differs. `--engine transformers` asks this process twice: a
-look without a GPU.
+The models are small, random and made here. Each folder is taken apart, its language model quantized, and put
+together again; then TurboMind (InternVL) or LMDeploy's PyTorch engine (LLaVA) answers questions about images, greedily,
+and so do our unpacked weights in this process. Prints and writes to benchmarks/results/vision.json the share of answers
+that begin with the same token, and of all tokens up to the first that differs. `--engine transformers` asks this
+process twice: a look without a GPU.
 """
 
 import argparse
