@@ -28,6 +28,7 @@ from compress.progress import silent
 from pipelines import plots
 from pipelines.live import live
 from pipelines.params import load
+from pipelines.precision import fitted
 from pipelines.progress import show, showing
 from pipelines.stage import device, new_artifact, parent, repository_root, run, versions, write_trace
 from registry.hashing import sha256_json
@@ -36,15 +37,15 @@ from registry.manifest import Kind
 
 def main(key: str, source: Path, teacher: Path, text: Path, out: Path, trace: Path) -> None:
     """Writes distill.KEY to OUT and the loss of every step to the folder TRACE."""
-    recipe = load(repository_root()).distill[key]
+    processes = PartialState()
+    place = device(processes.local_process_index)
+    recipe = fitted(load(repository_root()).distill[key], place)
     parents, windows = {"from": parent(source), "teacher": parent(teacher)}, load_windows(text)
     require_same_tokenizer(source, teacher)
     described = recipe.model_dump(by_alias=True, mode="json")
     digests = {role: manifest.digest for role, manifest in parents.items()}
     kept = _kept(out, sha256_json([described, dict(digests), windows.digest, dict(versions())]))
     tokens = torch.from_numpy(windows.tokens).long()
-    processes = PartialState()
-    place = device(processes.local_process_index)
     train = recipe.train
     student = load_model(source, device=place) if train is None else load_quantized(source, train, place)
     guide = _teacher(teacher, tokens, recipe, place, kept / "teacher")

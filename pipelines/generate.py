@@ -8,6 +8,7 @@ from compress.checkpoint.load import load_model
 from compress.corpus import Windows, load_windows, save_windows
 from compress.distill.generate import generate
 from pipelines.params import load
+from pipelines.precision import fitted
 from pipelines.progress import show
 from pipelines.stage import device, parent, repository_root, run
 from registry.manifest import fresh_folder
@@ -15,7 +16,7 @@ from registry.manifest import fresh_folder
 
 def main(key: str, model: Path, prompts: Path, out: Path) -> None:
     """Writes the windows of generate.KEY to OUT, in the words of MODEL after the beginnings of PROMPTS."""
-    recipe = load(repository_root()).generate[key]
+    recipe = fitted(load(repository_root()).generate[key], device())
     parent(model)
     begun = load_windows(prompts)
     dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32

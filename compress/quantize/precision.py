@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -30,3 +31,12 @@ def repeatable() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before)
         settings.fill_uninitialized_memory = filled
+
+
+@cache
+def multiplies_bfloat16(kind: str) -> bool:
+    """Whether a device of this kind has instructions for it; a CPU without them is far slower than in float32."""
+    if kind != "cpu":
+        return True
+    can: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot say
+    return any(can.get(name, False) for name in ("avx512_bf16", "amx_bf16"))

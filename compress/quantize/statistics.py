@@ -9,13 +9,13 @@ input, and the residual stream beside it, from what the float model has there.
 # H (in, in) = E[x xᵀ] · D (in, in) = E[(x̃ − x) xᵀ] · R (hidden, in) = E[(h̃ − h) xᵀ] · ΔW (out, in) weight error
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from compress.quantize.gptq import blocks
+from compress.quantize.precision import multiplies_bfloat16
 from compress.quantize.workers import Workers
 
 
@@ -100,15 +100,9 @@ def _product(a: Float[Tensor, "tokens left"], b: Float[Tensor, "tokens right"]) 
 
 def _short_product(a: Float[Tensor, "tokens left"], b: Float[Tensor, "tokens right"]) -> Float[Tensor, "left right"]:
     """aᵀ b with the eight bits of bfloat16, where a CPU multiplies those several times as fast."""
-    if a.device.type == "cpu" and a.dtype == torch.float32 and _multiplies_bfloat16():
+    if a.device.type == "cpu" and a.dtype == torch.float32 and multiplies_bfloat16("cpu"):
         return (a.t().bfloat16() @ b.bfloat16()).float()
     return _product(a, b)
-
-
-@cache
-def _multiplies_bfloat16() -> bool:
-    can: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot say
-    return any(can.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def output_error(
