@@ -51,8 +51,8 @@ from pipelines.progress import showing
 PRUNING = {"depth": DepthRecipe, "width": WidthRecipe, "mix": MixRecipe}
 QUARTER = {"method": "width", "intermediate_size": 1024, "group_size": None}
 LONGER = {
-    "steps": 2000, "batch": 16, "learning_rate": 0.0003, "warmup_steps": 100, "precision": "bf16",
-    "evaluate": {"every": 200, "windows": 32},
+    "steps": 3600, "batch": 32, "learning_rate": 0.0008, "warmup_steps": 100, "precision": "bf16", "compile": True,
+    "evaluate": {"every": 600, "windows": 64},
 }  # fmt: skip
 REPAIR = {
     "steps": 1000, "batch": 8, "learning_rate": 0.0005, "warmup_steps": 20, "precision": "bf16",

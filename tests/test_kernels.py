@@ -23,10 +23,16 @@ damp_(H, 0.05)
 factor, grid = factorize(H, "here"), fit_grid(W, 4, {group})
 plain = gptq(W, factor, grid)
 moved = refine.descend(W, H, plain, grid)
+fitted = refine.fit_scales(W, H, moved, grid)
 rounding.round_block_plainly_, refine.descend_block_plainly_ = kernels.round_columns_, kernels.descend_columns_
 assert torch.equal(gptq(W, factor, grid), plain)
 assert torch.equal(refine.descend(W, H, plain, grid), moved)
 assert not torch.equal(plain, moved)
+refine.fit_group_plainly_ = kernels.fit_group_
+again = refine.fit_scales(W, H, moved, grid)
+assert not torch.equal(grid.scales, fitted.scales)
+assert (again.scales != fitted.scales).float().mean() < 0.01  # sums of other orders, and then the other float16
+torch.testing.assert_close(again.scales, fitted.scales, rtol=0.01, atol=0)
 """
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from compress.checkpoint.attention import growing_keys
 from compress.distill.recipe import GenerateRecipe
 from compress.errors import CompressError
 from compress.progress import Progress, silent
@@ -30,7 +31,8 @@ def generate(
     chosen = prompts[torch.arange(recipe.windows) % len(prompts), : recipe.prompt_tokens]
     chance = torch.Generator(model.device).manual_seed(recipe.seed)
     batches, writer = chosen.split(recipe.batch), _in_precision(model, recipe)
-    written = [_written(writer, batch.to(model.device), recipe, chance) for batch in progress(batches, "batch")]
+    with growing_keys():
+        written = [_written(writer, batch.to(model.device), recipe, chance) for batch in progress(batches, "batch")]
     return torch.cat(written).cpu()
 
 

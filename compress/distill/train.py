@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from jaxtyping import Bool, Integer
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -46,7 +47,7 @@ def distill_(
     In the folder `kept` lies what a killed run goes on from. `watch` hears of each step, in the first process only.
     Divided by FSDP, the student is whole again at the end in the first process.
     """
-    accelerator = Accelerator()
+    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)])
     device = student.device if accelerator.num_processes == 1 else accelerator.device
     student = student.train().to(device)
     guide = Beside.of(teacher, device) if isinstance(teacher, PreTrainedModel) else teacher

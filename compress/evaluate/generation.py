@@ -9,6 +9,7 @@ from threading import Event, Thread
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextIteratorStreamer
 
+from compress.checkpoint.attention import growing_keys
 from compress.checkpoint.load import load_model
 from compress.checkpoint.tokenizer import write_tokenizer
 from compress.errors import CompressError
@@ -108,8 +109,9 @@ class Speaker:
             pad_token_id=self.tokenizer.pad_token_id,
             **(drawn if sampling.temperature else {"do_sample": False}),
         )
-        self.model.generate(
-            **(inputs | {"attention_mask": torch.ones_like(inputs["input_ids"])}), generation_config=config,
-            streamer=streamer,
-            stopping_criteria=[lambda tokens, _: torch.full(tokens.shape[:1], stopped.is_set(), device=tokens.device)],
-        )  # fmt: skip
+        ended = [lambda tokens, _: torch.full(tokens.shape[:1], stopped.is_set(), device=tokens.device)]
+        with growing_keys():
+            self.model.generate(
+                **(inputs | {"attention_mask": torch.ones_like(inputs["input_ids"])}), generation_config=config,
+                streamer=streamer, stopping_criteria=ended,
+            )  # fmt: skip

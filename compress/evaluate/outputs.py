@@ -12,6 +12,7 @@ from jaxtyping import Integer
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from compress.checkpoint.attention import growing_keys
 from compress.progress import Progress, silent
 
 NGRAM = 4
@@ -41,7 +42,8 @@ def write_on(
     config = GenerationConfig(max_new_tokens=most, do_sample=False, eos_token_id=list(stop_ids) or None, pad_token_id=0)
     written: list[list[int]] = []
     for part in progress(prompts.split(batch), "batch"):
-        both = model.generate(part, attention_mask=torch.ones_like(part), generation_config=config)
+        with growing_keys():
+            both = model.generate(part, attention_mask=torch.ones_like(part), generation_config=config)
         written += [_until_the_end(row, stop_ids) for row in both[:, part.shape[1] :].tolist()]
     return Outputs(prompts, written, most)
 

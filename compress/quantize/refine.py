@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from compress.quantize.clip import diagonal_blocks
 from compress.quantize.gptq import BLOCK, blocks
 from compress.quantize.grid import SMALLEST_SCALE, Grid, dequantize
 
@@ -31,19 +32,37 @@ def refine(
 
 def fit_scales(W: Tensor, H: Tensor, q: Tensor, grid: Grid) -> Grid:
     """The grid after each group's scale, in turn, has had its best value given the codes and all other scales."""
-    c = (q.t().float().unflatten(0, (-1, grid.group_size)) - grid.zeros.t()[:, None]).flatten(0, 1)
-    scales = grid.scales.t().contiguous()
+    c = (q.t().float().unflatten(0, (-1, grid.group_size)) - grid.zeros.t()[:, None]).flatten(0, 1).contiguous()
+    scales = grid.scales.t().clone(memory_format=torch.contiguous_format)  # of one group, contiguous() is no copy
+    curvature = _curvature(H, c, grid.group_size)
     slope = H @ (dequantize(q, grid) - W).t()  # half the gradient of the error, by column
+    fit_group_ = _fit_on_gpu_ if W.is_cuda else fit_group_plainly_
     for group, at in enumerate(blocks(len(H), grid.group_size)):
-        along = (slope[at] * c[at]).sum(0)
-        curvature = (H[at, at] @ c[at]).mul_(c[at]).sum(0)
-        wanted = scales[group] - along / curvature.clamp(min=torch.finfo(H.dtype).tiny)
-        moved = wanted.half().float().clamp(min=SMALLEST_SCALE) - scales[group]
-        # Rounded to float16 the best scale may be worse than the one that stands.
-        moved = torch.where((2 * along + curvature * moved) * moved < 0, moved, torch.zeros_like(moved))
-        scales[group] += moved
-        slope[at.stop :].addmm_(H[at.stop :, at], c[at] * moved)
+        changes = fit_group_(slope[at], c[at], curvature[group], scales[group])
+        slope[at.stop :].addmm_(H[at.stop :, at], changes)
     return Grid(scales.t().contiguous(), *grid.rest)
+
+
+def _curvature(H: Tensor, c: Float[Tensor, "in_features out"], group_size: int) -> Float[Tensor, "groups out"]:
+    """Half the second derivative of each output's error by each group's scale."""
+    groups = c.unflatten(0, (-1, group_size))
+    return torch.bmm(diagonal_blocks(H, group_size), groups).mul_(groups).sum(1)
+
+
+def fit_group_plainly_(
+    slope: Float[Tensor, "group out"],
+    c: Float[Tensor, "group out"],
+    curvature: Float[Tensor, " out"],
+    scales: Float[Tensor, " out"],
+) -> Float[Tensor, "group out"]:
+    """Moves a group's scales to their best float16 values; returns by how much its weights have changed."""
+    along = (slope * c).sum(0)
+    wanted = scales - along / curvature.clamp(min=torch.finfo(curvature.dtype).tiny)
+    moved = wanted.half().float().clamp(min=SMALLEST_SCALE) - scales
+    # Rounded to float16 the best scale may be worse than the one that stands.
+    moved = torch.where((2 * along + curvature * moved) * moved < 0, moved, torch.zeros_like(moved))
+    scales += moved
+    return c * moved
 
 
 def leans(W: Tensor, H: Tensor, q: Tensor, grid: Grid) -> Float[Tensor, "out in_features"]:
@@ -96,3 +115,9 @@ def _on_gpu_(
     from compress.quantize.kernels import descend_columns_  # noqa: PLC0415 - Triton is there where a GPU is
 
     return descend_columns_(slope, codes, H, scales, group, top)
+
+
+def _fit_on_gpu_(slope: Tensor, c: Tensor, curvature: Tensor, scales: Tensor) -> Float[Tensor, "group out"]:
+    from compress.quantize.kernels import fit_group_  # noqa: PLC0415 - Triton is there where a GPU is
+
+    return fit_group_(slope, c, curvature, scales)
