@@ -49,7 +49,8 @@ def _written(
     cache = Cache([_Kept(recipe.length) for _ in range(model.config.num_hidden_layers)])
     tokens, step = begun, begun
     for _ in range(recipe.length - recipe.prompt_tokens):
-        z = model(step, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1].float()
+        # The cache by its place: transformers 5.24 has renamed it.
+        z = model(step, None, None, cache, use_cache=True, logits_to_keep=1).logits[:, -1].float()
         step = _sampled(z, recipe, chance)
         tokens = torch.cat([tokens, step], 1)
     return tokens
