@@ -1,7 +1,8 @@
 """Judging a candidate: from its report and its opponents' to a verdict in words, and nothing else.
 
 Every limit is held against the worse end of the 95 % interval, so a candidate that was measured on too little text
-fails for that and says so. What was not measured, or on other text than the opponent, does not pass.
+fails for that and says so. What was not measured, or on other text than the opponent, does not pass; nor does what the
+engine has not proven, where a proof is demanded.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,10 +19,11 @@ from compress.evaluate.intervals import (
     perplexity,
     top1_agreement,
 )
-from pipelines.limits import Gate, Limit, Opponent
+from pipelines.limits import Gate, Limit, Opponent, Proof
 from pipelines.lineage import BASE
 from pipelines.measured import Measured
 from pipelines.speed import SpeedsDifferError, speed_ratio
+from registry.conformance import refusal
 
 OF_BOTH = ("most_size_ratio", "least_speed_ratio")  # what the candidate's own report does not say of the base
 Format = Callable[[float], str]
@@ -70,9 +72,18 @@ class _Rule:
 
 def judge(gate: Gate, candidate: Measured, opponents: Opponents) -> Verdict:
     """The verdict on the candidate; equal arguments give equal verdicts."""
-    return Verdict(
-        candidate.name, tuple(_finding(name, limit, candidate, opponents) for name, limit in gate.asked.items())
-    )
+    findings = [_finding(name, limit, candidate, opponents) for name, limit in gate.asked.items()]
+    proven = [_proven(gate.proof, candidate)] if gate.proof else []
+    return Verdict(candidate.name, (*findings, *proven))
+
+
+def _proven(asked: Proof, candidate: Measured) -> Finding:
+    """Whether the engine agreed on this artifact in every way that is asked for."""
+    variant = candidate.report.get("variant", candidate.name)
+    remedy = f"run on a GPU: turbopress conformance {variant} {asked.options} (dvc repro registers what it finds)"
+    refused = refusal(candidate.proof, candidate.artifact, asked.ways, remedy)
+    agreed = f"the engine agrees in all {len(asked.ways)} ways that are asked for"
+    return Finding("proof", refused is None, refused or agreed)
 
 
 def _finding(name: str, limit: Limit, candidate: Measured, opponents: Opponents) -> Finding:

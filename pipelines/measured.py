@@ -20,6 +20,8 @@ class Measured:
     name: str
     report: Mapping[str, Any]
     documents: Mapping[str, Any] | None  # None where a registry holds a report of before there were any
+    artifact: str | None = None  # digest of what was measured; None in a report that does not say
+    proof: Mapping[str, Any] | None = None  # what the engine found, as its file says it; None where nobody asked it
 
     @property
     def sums(self) -> dict[str, np.ndarray]:
@@ -39,7 +41,8 @@ def read_local(root: Path, variant: str) -> Measured:
     if not path.is_file():
         raise ParamsError(f"{variant}: no report at {path}; run `dvc repro` or name an evaluated variant")
     report = with_speed(read_report(path), root, variant)
-    return Measured(variant, report, read_documents(root / "evaluations" / variant / "documents.json"))
+    documents = read_documents(root / "evaluations" / variant / "documents.json")
+    return Measured(variant, report, documents, report.get("artifact"))
 
 
 def with_speed(report: dict[str, Any], root: Path, variant: str) -> dict[str, Any]:

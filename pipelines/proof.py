@@ -99,8 +99,9 @@ def our_numbers(model: PreTrainedModel, asked: Asked, bits: int) -> Numbers:
     place = model.device
 
     def logits(ids: list[int]) -> torch.Tensor:
-        cache = {"past_key_values": quantized_cache(bits), "use_cache": True} if bits < 16 else {"use_cache": False}
-        scores: torch.Tensor = model(torch.tensor([ids], device=place), **cache).logits[0].float()
+        cache = quantized_cache(bits) if bits < 16 else None
+        tokens = torch.tensor([ids], device=place)
+        scores: torch.Tensor = model(tokens, None, None, cache, use_cache=bits < 16).logits[0].float()
         return scores
 
     losses = []

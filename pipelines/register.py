@@ -10,6 +10,7 @@ from pipelines.check import changed_sources
 from pipelines.measured import with_speed
 from pipelines.params import ParamsError, load
 from pipelines.stage import fresh_file, repository_root, run
+from registry.conformance import path_beside, read_proof
 from registry.publish import Published, publish
 from registry.report import read_report
 
@@ -29,16 +30,20 @@ def main(
     comparison: Comparison = None,
     out: Out = None,
 ) -> None:
-    """Publishes FOLDER with its REPORT and PLOTS under the alias KEY."""
+    """Publishes FOLDER with its REPORT, the engine's proof beside it and PLOTS under the alias KEY."""
     root = repository_root()
     params = load(root)
     if sources and (changed := changed_sources(root, params, sources)):
         raise ParamsError("\n".join(changed))
+    proof = read_proof(path_beside(report))
     published = publish(
         folder, with_speed(read_report(report), root, key), root=root, model=params.registry.model, variant=key,
         plots=plots, attachments=[documents] if documents else [], comparison=comparison or [],
+        proof=proof,
     )  # fmt: skip
     print(published)
+    if proof and proof.artifact != published.version.digest:
+        print(f"{path_beside(report)}: is the proof of other bytes, left out; run turbopress conformance {key} again")
     if out:
         write_entry(out, published)
 

@@ -6,20 +6,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from registry.conformance import Conformance, merged, parsed
 from registry.errors import RegistryError
 from registry.store import Store
 from registry.versions import Version
 
 REPORT = "report.json"
 DOCUMENTS = "documents.json"
+PROOF = "conformance.json"  # of the run that made the version: a proof is of the artifact, and outlives a report
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """The report of a version, and the sums of its documents where they were logged."""
+    """The report of a version; the sums of its documents and what the engine found, where they were logged."""
 
     report: dict[str, Any]
     documents: dict[str, Any] | None
+    proof: dict[str, Any] | None = None
 
 
 def read_measurement(store: Store, version: Version) -> Measurement:
@@ -27,11 +30,28 @@ def read_measurement(store: Store, version: Version) -> Measurement:
     run_id = version.tags.get("measured_by")
     if run_id is None:
         raise RegistryError(f"{version.model}/{version.number}: was never measured; run: dvc repro")
-    present = {entry.path for entry in store.client.list_artifacts(run_id)}
+    present = _files(store, run_id)
     if REPORT not in present:
         raise RegistryError(f"{version.model}/{version.number}: its run {run_id} holds no {REPORT}; publish again")
     documents = _read(store, run_id, DOCUMENTS) if DOCUMENTS in present else None
-    return Measurement(_read(store, run_id, REPORT), documents)
+    return Measurement(_read(store, run_id, REPORT), documents, read_proof(store, version))
+
+
+def read_proof(store: Store, version: Version) -> dict[str, Any] | None:
+    """What the engine found of the version's artifact; None where nobody has registered it."""
+    return _read(store, version.run_id, PROOF) if PROOF in _files(store, version.run_id) else None
+
+
+def log_proof(store: Store, version: Version, proof: Conformance) -> None:
+    """The run that made the version holds the proof, beside what it held of other ways; a deleted run takes nothing."""
+    known = read_proof(store, version)
+    whole = merged(parsed(known), proof).model_dump(mode="json")
+    if known != whole and store.client.get_run(version.run_id).info.lifecycle_stage == "active":
+        store.client.log_dict(version.run_id, whole, PROOF)
+
+
+def _files(store: Store, run_id: str) -> set[str]:
+    return {entry.path for entry in store.client.list_artifacts(run_id)}
 
 
 def _read(store: Store, run_id: str, name: str) -> dict[str, Any]:

@@ -19,9 +19,11 @@ from typing import Any, Literal
 
 from pydantic import JsonValue
 
+from registry.conformance import Conformance
 from registry.errors import RegistryError
 from registry.lineage import tell_ancestry
 from registry.manifest import verify
+from registry.measurements import log_proof
 from registry.races import settled
 from registry.record import Entry, attach_comparison, link_parents, log, run
 from registry.report import parse_report
@@ -65,10 +67,12 @@ def publish(
     params: Mapping[str, JsonValue] | None = None,
     attachments: Sequence[Path] = (),
     comparison: Sequence[Path] = (),
+    proof: Conformance | None = None,
 ) -> Published:
     """The artifact is a version of `model` afterwards, with this report; the alias `variant` points at it.
 
-    `comparison` is of all variants, so it changes with any of them: the run shows the newest.
+    `comparison` is of all variants, so it changes with any of them: the run shows the newest. A `proof` may come long
+    after the report, from a machine with a GPU; one of other bytes is left out.
     """
     _check_names(model, variant)
     manifest = verify(folder)
@@ -85,6 +89,8 @@ def publish(
             point(store.client, published.version)
         tell_ancestry(store.client, published.version)
         attach_comparison(store.client, published.version.tags["measured_by"], comparison)
+        if proof and proof.artifact == manifest.digest and _may_change(published.version):
+            log_proof(store, published.version, proof)
         return published
 
 
@@ -126,7 +132,7 @@ def _refresh(store: Store, entry: Entry, known: Version) -> Published:
     placed = place(client, model, entry.folder, entry.manifest) if lost else None
     run_id, is_new = _measured(store, experiment, entry, known)
     shows_it = known.tags.get("measured_by") == run_id
-    if not shows_it and (known.is_candidate or not _in_experiment()):
+    if not shows_it and _may_change(known):
         known = describe(client, known, _version_tags(entry, run_id), entry.description)
     link_parents(client, known.run_id, entry)
     return Published(known, "measured again" if is_new else "unchanged", placed, _alias(entry))
@@ -167,6 +173,11 @@ def _logged_model(store: Store, experiment: str, run_id: str, entry: Entry) -> I
 
 def _version_tags(entry: Entry, run_id: str) -> dict[str, str]:
     return entry.tags | entry.report.tags | {"measured_by": run_id}
+
+
+def _may_change(version: Version) -> bool:
+    """Whether what the version shows may change: not by an experiment, unless one made it."""
+    return version.is_candidate or not _in_experiment()
 
 
 def _in_experiment() -> bool:

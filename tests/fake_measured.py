@@ -38,3 +38,17 @@ def measured(name="awq-w4", *, size_bytes=500, evaluation="e" * 64, timed=None, 
     documents = {"evaluation": evaluation, "units": list(range(COUNT)), "columns": sums(**facts)}
     report = {"metrics": {"size_bytes": size_bytes}} | ({"speed": timed} if timed else {})
     return Measured(name, report, documents)
+
+
+def proof(artifact, ways, failed=()):
+    """What `turbopress conformance` writes of an artifact: these ways to serve it, (layout, KV bits, GPUs)."""
+    cases = [
+        {"layout": layout, "kv_bits": bits, "tp": tp, "passed": way not in failed}
+        | ({"reason": "top-1 agreement 98.50 %"} if way in failed else {})
+        for way in dict.fromkeys([*ways, *failed])
+        for layout, bits, tp in [way]
+    ]
+    return {
+        "artifact": artifact, "engine": "lmdeploy 0.18.0", "device": "NVIDIA H200", "thresholds": {}, "windows": "w",
+        "passed": not failed, "cases": cases,
+    }  # fmt: skip

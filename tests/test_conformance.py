@@ -17,7 +17,7 @@ from tiny_repository import make_repository
 from compress.checkpoint.load import load_model
 from compress.corpus import Windows, save_windows
 from pipelines.proof import Numbers, engine_numbers, judged, our_numbers, what_is_asked
-from registry.conformance import Case, Conformance, path_beside, refusal
+from registry.conformance import Case, Conformance, merged
 from registry.manifest import verify
 
 ROOT = Path(__file__).parents[1]
@@ -80,28 +80,32 @@ def test_our_numbers_are_the_model_s_own(repository):
     assert all(len(said) == 32 for said in sixteen.greedy)
 
 
-# --- what a gate demands
+# --- one file of several calls
 
 
-def written(folder, *, passed, artifact="abc"):
-    case = Case(layout="llama", kv_bits=4, tp=2, passed=passed, reason="" if passed else "top-1 agreement 98.50 %")
-    proof = Conformance(artifact=artifact, engine="lmdeploy 0.18.0", device="H200", thresholds={}, windows="0",
-                        passed=passed, cases=[case])  # fmt: skip
-    path_beside(folder / "awq-w4.json").write_text(proof.model_dump_json())
-    return folder / "awq-w4.json"
+def written(*ways, passed=True, device="H200", **facts):
+    cases = [Case(layout=layout, kv_bits=bits, tp=tp, passed=passed) for layout, bits, tp in ways]
+    told = {"artifact": "abc", "engine": "lmdeploy 0.18.0", "windows": "0", "thresholds": {}} | facts
+    return Conformance(**told, device=device, passed=passed, cases=cases)
 
 
-def test_a_proof_of_this_artifact_is_no_reason_to_refuse(tmp_path):
-    assert refusal(written(tmp_path, passed=True), "abc") is None
+def test_a_later_call_adds_its_ways_and_replaces_its_own():
+    first = written(("llama", 16, 1), ("llama", 8, 1), passed=False, refused=["no"])
+    both = merged(first, written(("llama", 8, 1), ("llama", 16, 2), device="H100"))
+    assert {str(case.way): case.passed for case in both.cases} == {
+        "layout llama, KV 16, tp 1": False,
+        "layout llama, KV 8, tp 1": True,
+        "layout llama, KV 16, tp 2": True,
+    }
+    assert (both.passed, both.device, both.refused) == (False, "H200, H100", ["no"])
+    assert merged(both, written(("llama", 16, 1))).passed
 
 
-def test_no_proof_another_artifact_s_and_a_failed_one_are_refused(tmp_path):
-    assert "there is no proof in the engine; run: turbopress conformance" in refusal(tmp_path / "awq-w4.json", "abc")
-    assert "is the proof of abc, not of def" in refusal(written(tmp_path, passed=True), "def")
-    said = refusal(written(tmp_path, passed=False), "abc")
-    assert said.endswith("the engine disagrees: layout llama, KV 4, tp 2: top-1 agreement 98.50 %")
-    path_beside(tmp_path / "awq-w4.json").write_text("{}")
-    assert "artifact: Field required" in refusal(tmp_path / "awq-w4.json", "abc")
+@pytest.mark.parametrize("other", ["artifact", "engine", "windows"])
+def test_what_was_asked_of_something_else_is_not_kept(other):
+    newer = written(("llama", 8, 1))
+    assert merged(written(("llama", 16, 1), **{other: "other"}), newer) == newer
+    assert merged(None, newer) == newer
 
 
 # --- the command

@@ -1,10 +1,12 @@
 """The gate is a pure function: what is worse than a limit, or cannot be known to keep it, does not pass."""
 
+from dataclasses import replace
+
 import pytest
-from fake_measured import measured, speed
+from fake_measured import measured, proof, speed
 
 from pipelines.gate import judge
-from pipelines.limits import Gate, Limit
+from pipelines.limits import Gate, Limit, Proof
 from pipelines.measured import Measured
 
 BASE = measured("base", size_bytes=1000, kl=0.0, rise=0.0, top1=1.0)
@@ -113,3 +115,56 @@ def test_speeds_of_two_engines_or_machines_are_never_mixed():
 def test_equal_reports_give_equal_verdicts():
     asked = {"most_kl_nats": {"limit": 0.01}}
     assert verdict(measured(noise=0.5), **asked) == verdict(measured(noise=0.5), **asked)
+
+
+# --- the proof in the engine
+
+DEMANDED = Gate(proof=Proof(kv=[16, 8], tp=[1], layouts=["llama", "internlm2"]))
+WAYS = [(layout, bits, 1) for layout in ("llama", "internlm2") for bits in (16, 8)]
+REMEDY = "run on a GPU: turbopress conformance awq-w4 --kv 16,8 --tp 1 --layout llama,internlm2"
+
+
+def proven(content, artifact="a" * 64):
+    (finding,) = judge(DEMANDED, replace(measured(), artifact=artifact, proof=content), {}).findings
+    assert finding.limit == "proof"
+    return finding.passed, finding.words
+
+
+def test_a_proof_of_every_way_that_is_asked_for_passes():
+    assert proven(proof("a" * 64, WAYS)) == (True, "the engine agrees in all 4 ways that are asked for")
+
+
+def test_an_artifact_that_no_engine_was_asked_about_does_not_pass():
+    passed, words = proven(None)
+    assert not passed
+    assert words.startswith(f"there is no proof in the engine; {REMEDY}")
+
+
+def test_the_proof_of_other_bytes_does_not_pass():
+    passed, words = proven(proof("b" * 64, WAYS))
+    assert not passed
+    assert words.startswith(f"the proof is of artifact bbbbbbbbbbbb, not of aaaaaaaaaaaa; {REMEDY}")
+    assert not proven(proof("b" * 64, WAYS), artifact=None)[0]
+
+
+def test_a_way_in_which_the_engine_disagrees_does_not_pass_and_one_that_nobody_asks_for_may():
+    passed, words = proven(proof("a" * 64, WAYS, failed=[("internlm2", 8, 1)]))
+    assert not passed
+    assert words.startswith("the engine disagrees on layout internlm2, KV 8, tp 1 (top-1 agreement 98.50 %)")
+    assert proven(proof("a" * 64, WAYS, failed=[("llama", 4, 1), ("llama", 16, 2)]))[0]
+
+
+def test_a_proof_of_fewer_ways_does_not_pass_and_says_which_are_left():
+    content = proof("a" * 64, WAYS[:3]) | {"refused": ["quant_policy 8 is no use"]}
+    passed, words = proven(content)
+    assert not passed
+    said = "the proof is silent on layout internlm2, KV 8, tp 1 (left out: quant_policy 8 is no use)"
+    assert words.startswith(f"{said}; {REMEDY}")
+
+
+def test_what_is_no_proof_at_all_does_not_pass():
+    assert proven({})[1].startswith("the proof cannot be read (artifact: Field required)")
+
+
+def test_a_gate_that_demands_no_proof_does_not_look_for_one():
+    assert judge(Gate(), replace(measured(), proof={}), {}).passed

@@ -39,9 +39,9 @@ def test_attention_reads_the_rounded_keys_and_values(tmp_path):
     write_internlm2(tmp_path, CONFIG)
     model, tokens = load_model(tmp_path), windows(1, 12)
     with torch.no_grad():
-        whole = model(tokens, past_key_values=quantized_cache(4), use_cache=True).logits
+        whole = model(tokens, None, None, quantized_cache(4), use_cache=True).logits
         cache = quantized_cache(4)
-        steps = [model(tokens[:, n : n + 1], past_key_values=cache, use_cache=True).logits for n in range(12)]
+        steps = [model(tokens[:, n : n + 1], None, None, cache, use_cache=True).logits for n in range(12)]
         plain = model(tokens).logits
     assert torch.allclose(whole, torch.cat(steps, 1), atol=1e-4)
     assert (whole - plain).abs().max() > 0.01

@@ -295,6 +295,16 @@ def test_a_circle_through_a_teacher_is_found(refused):
     assert found == ["params.yaml: distill.a.teacher: goes in a circle: a from b from a"]
 
 
+@pytest.mark.parametrize(
+    ("changed", "place"),
+    [({"kv": [3]}, "gate.proof.kv.0"), ({"tp": [3]}, "gate.proof.tp.0"), ({"layouts": []}, "gate.proof.layouts")],
+)
+def test_a_proof_that_no_engine_could_give_is_refused(refused, changed, place):
+    demanded = {"kv": [16], "tp": [1], "layouts": ["llama"]} | changed
+    (line,) = refused(lambda raw: raw.update({"gate": {"proof": demanded}}))
+    assert line.startswith(f"params.yaml: {place}: ")
+
+
 @pytest.mark.parametrize("key", ["base", "latest", "Latest", "v1", "v27", "summary", "a.b", "a b", "-x", "", "grün"])
 def test_a_name_that_mlflow_or_a_file_of_ours_has_is_refused(refused, key):
     (line,) = refused(lambda raw: raw["quantize"].update({key: {"from": "base"}}))

@@ -6,9 +6,10 @@ import shutil
 import pytest
 import yaml
 from fake_artifacts import enter, fake_artifact, fake_report
-from fake_measured import measured
+from fake_measured import measured, proof
 from tiny_repository import PARAMS
 
+from registry.conformance import path_beside
 from registry.errors import RegistryError
 from registry.promote import Decision, moves, promote
 from registry.resolve import list_versions
@@ -161,6 +162,93 @@ def test_an_unknown_limit_is_refused_by_name(turbopress, here):
     status, _, err = turbopress("gate", "base")
     assert status == 1
     assert "params.yaml: gate.most_kl: unknown key" in err
+
+
+# --- the proof in the engine
+
+DEMANDED = {"kv": [16, 8], "tp": [1], "layouts": ["llama"]}
+WAYS = [("llama", 16, 1), ("llama", 8, 1)]
+
+
+@pytest.fixture
+def demanding(root, monkeypatch):
+    """A repository whose gate demands a proof and nothing else, which is the working folder."""
+    (root / "params.yaml").write_text(yaml.safe_dump(PARAMS | {"gate": {"proof": DEMANDED}}, sort_keys=False))
+    monkeypatch.chdir(root)
+    return root
+
+
+def register_with_its_proof(root, content, capsys):
+    """As stage `register` does it: from the report, and from the proof beside it."""
+    from pipelines.register import main
+
+    report, documents = root / "reports" / "awq-w4.json", root / "documents.json"
+    report.parent.mkdir(exist_ok=True)
+    report.write_text(json.dumps(fake_report("awq-w4")))
+    documents.write_text(json.dumps(measured("awq-w4").documents))
+    path_beside(report).write_text(json.dumps(content))
+    main("awq-w4", root / "models" / "awq-w4", report, [], documents=documents)
+    path_beside(report).unlink()  # what promotes is another checkout, which has the registry only
+    return capsys.readouterr().out
+
+
+def test_a_candidate_is_promoted_on_the_proof_that_was_registered_with_it(turbopress, demanding, capsys):
+    digest = register(demanding, "awq-w4").digest
+    status, out, _ = turbopress("promote", "demo@awq-w4")
+    assert status == 3
+    assert "FAILS   proof: there is no proof in the engine; run on a GPU: turbopress conformance awq-w4 --kv" in out
+    register_with_its_proof(demanding, proof(digest, WAYS[:1]), capsys)
+    status, out, _ = turbopress("promote", "demo@awq-w4")
+    assert status == 3
+    assert "the proof is silent on layout llama, KV 8, tp 1" in out
+    register_with_its_proof(demanding, proof(digest, WAYS[1:], failed=WAYS[1:]), capsys)
+    assert "the engine disagrees on layout llama, KV 8, tp 1" in turbopress("promote", "demo@awq-w4")[1]
+    register_with_its_proof(demanding, proof(digest, WAYS[1:]), capsys)  # beside the way that was proven before
+    status, out, _ = turbopress("promote", "demo@awq-w4")
+    assert status == 0, out
+    assert "passes  proof: the engine agrees in all 2 ways" in out
+
+
+def test_a_proof_outlives_a_new_report_of_the_same_bytes(turbopress, demanding, capsys):
+    digest = register(demanding, "awq-w4").digest
+    register_with_its_proof(demanding, proof(digest, WAYS), capsys)
+    enter(demanding, "awq-w4", report=fake_report("awq-w4", perplexity=11.5))
+    assert turbopress("promote", "demo@awq-w4")[0] == 0
+
+
+def test_the_proof_of_other_bytes_is_not_registered_and_this_is_said(turbopress, demanding, capsys):
+    register(demanding, "awq-w4")
+    said = register_with_its_proof(demanding, proof("b" * 64, WAYS), capsys)
+    assert "awq-w4.conformance.json: is the proof of other bytes, left out" in said
+    assert "there is no proof in the engine" in turbopress("promote", "demo@awq-w4")[1]
+
+
+def test_a_broken_proof_is_refused_by_name(demanding, capsys):
+    register(demanding, "awq-w4")
+    with pytest.raises(RegistryError, match=r"awq-w4\.conformance\.json: artifact: Field required; run turbopress"):
+        register_with_its_proof(demanding, {}, capsys)
+
+
+def test_an_experiment_registers_no_proof_of_what_production_reads(turbopress, demanding, capsys, monkeypatch):
+    digest = register(demanding, "awq-w4").digest
+    with monkeypatch.context() as patch:
+        patch.setenv("DVC_EXP_NAME", "bold")
+        register_with_its_proof(demanding, proof(digest, WAYS), capsys)
+    assert turbopress("promote", "demo@awq-w4")[0] == 3
+
+
+def test_the_gate_of_a_pull_request_reads_the_proof_beside_the_report(turbopress, demanding):
+    write_measured(demanding, base={}, good={})
+    assert turbopress("gate", "good")[0] == 3
+    report = demanding / "reports" / "good.json"
+    report.write_text(json.dumps(json.loads(report.read_text()) | {"artifact": "a" * 64}))
+    path_beside(report).write_text(json.dumps(proof("a" * 64, WAYS)))
+    status, out, _ = turbopress("gate", "good")
+    assert (status, out) == (0, "good: passes\n  passes  proof: the engine agrees in all 2 ways that are asked for\n")
+    path_beside(report).write_text("{")
+    status, _, err = turbopress("gate", "good")
+    assert (status, len(err.splitlines())) == (1, 1)
+    assert "good.conformance.json: is not JSON" in err
 
 
 # --- history and lineage

@@ -49,11 +49,12 @@ LAYERS = {8: _Layer8, 4: _Layer4}
 
 
 def quantized_cache(bits: int) -> Cache:
-    """An empty cache of 8 or 4 bits for `model(…, past_key_values=…)`."""
+    """An empty cache of 8 or 4 bits for a model's `forward`, whose fourth argument it is."""
     return Cache(layer_class_to_replicate=LAYERS[bits])
 
 
 def cached_hidden(model: PreTrainedModel, tokens: Integer[Tensor, "windows length"], bits: int) -> Tensor:
     """What the output head reads when attention reads a cache of so many bits."""
-    hidden: Tensor = model.model(tokens, use_cache=True, past_key_values=quantized_cache(bits)).last_hidden_state
+    cache = quantized_cache(bits)  # given by its place: transformers 5.24 has renamed it
+    hidden: Tensor = model.model(tokens, None, None, cache, use_cache=True).last_hidden_state
     return hidden

@@ -1,6 +1,7 @@
 """`gate` and `promote`: only what is proven good gets an alias that servers follow."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +12,7 @@ from pipelines.limits import Gate
 from pipelines.measured import Measured, read_local
 from pipelines.params import ParamsError, load
 from pipelines.stage import repository_root
+from registry.conformance import path_beside, read_content
 from registry.measurements import Measurement
 from registry.promote import Contest, Decision, Promoted
 from registry.promote import promote as move_alias
@@ -28,13 +30,20 @@ def gate(
     root = repository_root()
     asked = load(root).gate
     opponents = {"base": read_local(root, "base"), "champion": read_local(root, champion) if champion else None}
-    verdict = judge(asked, read_local(root, variant), opponents)  # type: ignore[arg-type]  # the two opponents
+    verdict = judge(asked, _candidate(root, variant, asked), opponents)  # type: ignore[arg-type]  # the two opponents
     if as_json:
         print_json(_verdict_json(verdict))
     else:
         print(verdict)
     if not verdict.passed:
         raise typer.Exit(REJECTED)
+
+
+def _candidate(root: Path, variant: str, asked: Gate) -> Measured:
+    """The variant as it was measured here, with what the engine found where that is asked for."""
+    found = read_local(root, variant)
+    proof = read_content(path_beside(root / "reports" / f"{variant}.json")) if asked.proof else None
+    return replace(found, proof=proof)
 
 
 def promote(
@@ -77,7 +86,8 @@ def judge_contest(asked: Gate, contest: Contest) -> Verdict:
 
 
 def _of(version: Version, measurement: Measurement) -> Measured:
-    return Measured(f"{version.variant} v{version.number}", measurement.report, measurement.documents)
+    name = f"{version.variant} v{version.number}"
+    return Measured(name, measurement.report, measurement.documents, version.digest, measurement.proof)
 
 
 def _sentence(promoted: Promoted) -> str:
