@@ -1,6 +1,6 @@
 """Do LMDeploy's engines see what transformers sees? InternVL and LLaVA with a 4-bit language model, asked about images.
 
-    python benchmarks/vision.py     # a GPU, torchvision, transformers 5.21, LMDeploy 0.18; small random models, made here
+    python benchmarks/vision.py     # a GPU, torchvision, transformers 5.21, LMDeploy 0.18; small random models
 
 Each folder is taken apart, its language model quantized, and put together again; then TurboMind (InternVL) or
 LMDeploy's PyTorch engine (LLaVA) answers questions about images, greedily, and so do our unpacked weights in this

@@ -83,12 +83,20 @@ def test_a_port_in_use_is_refused(repository, machine):
 
 def test_tp_that_does_not_divide_the_heads_is_refused_with_the_legal_ones(repository, machine):
     said = refused(repository, machine, "awq-w4", "--tp", "3")
-    assert said == "turbopress: awq-w4: tp 3 does not divide 4 heads with 2 kv heads; legal are 1, 2, 4\n"
+    assert said == "turbopress: awq-w4: tp 3 does not divide 4 heads with 2 kv heads; legal are 1\n"
+    said = refused(repository, machine, "base", "--tp", "3")
+    assert said == "turbopress: base: tp 3 does not divide 4 heads with 2 kv heads; legal are 1, 2, 4\n"
+
+
+def test_tp_that_leaves_the_kernels_too_little_is_refused_with_the_legal_ones(repository, machine):
+    said = refused(repository, machine, "awq-w4", "--tp", "2")
+    gives = "tp 2 gives down_proj 192 inputs a GPU, and its kernels take multiples of 128"
+    assert said == f"turbopress: awq-w4: {gives}; legal are 1\n"
 
 
 def test_more_gpus_than_there_are_is_refused(repository, machine):
-    said = refused(repository, machine, "awq-w4", "--tp", "2")
-    assert said == "turbopress: awq-w4: tp 2 needs 2 GPUs and there are 1; lower --tp\n"
+    said = refused(repository, machine, "base", "--tp", "2")
+    assert said == "turbopress: base: tp 2 needs 2 GPUs and there are 1; lower --tp\n"
 
 
 def test_a_gpu_that_is_too_small_says_by_how_much_and_what_fits(repository, machine, tmp_path):
