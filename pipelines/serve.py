@@ -10,8 +10,8 @@ import typer
 from pipelines.folders import model_folder
 from pipelines.llama_cpp import serve_by_llama_cpp
 from pipelines.memory import KV
-from pipelines.params import ParamsError, load
-from pipelines.stage import repository_root
+from pipelines.params import ParamsError
+from pipelines.profiles import default_profile
 from registry.manifest import MANIFEST, verify
 from serving.choices import choices
 from serving.client import API_KEY
@@ -56,13 +56,13 @@ def serve(
         raise ParamsError(f"--engine: {engine}; choose {', '.join(ENGINES[:-1])} or {ENGINES[-1]}")
     flags = _flags(cache, kv, tp, session_len, max_batch, prefix_caching)
     if engine == "llama.cpp":
-        serve_by_llama_cpp(model, flags, _defaults(), host, port, timeout)
+        serve_by_llama_cpp(model, flags, default_profile(), host, port, timeout)
         return
     folder = model_folder(model)
     if (folder / MANIFEST).exists():
         verify(folder)
     shape = read_shape(folder)
-    profile = fitted(_defaults().model_copy(update=flags), shape, model)
+    profile = fitted(default_profile().model_copy(update=flags), shape, model)
     require_free(host, port)
     if engine == "transformers":
         _serve_here(folder, profile, model, host, port)
@@ -111,15 +111,6 @@ def _too_small(shape: Shape, profile: EngineProfile, card: Gpu, planned: MemoryP
     return f"{needs}; " + (
         f"its 4-bit variant would fit: {four_bits[0].flags}" if four_bits else "use a larger card or --tp"
     )
-
-
-def _defaults() -> EngineProfile:
-    """What params.yaml says under `serve`; LMDeploy's own defaults outside a repository."""
-    try:
-        root = repository_root()
-    except ParamsError:
-        return EngineProfile()
-    return load(root).serve
 
 
 def _flags(
