@@ -7,7 +7,6 @@ benchmarks/results/memory.json; the planner is wrong where the difference is bey
 """
 
 import argparse
-import re
 import socket
 import sys
 from itertools import product
@@ -22,7 +21,7 @@ from serving.client import Client
 from serving.engine import Sampling
 from serving.gpus import gpus
 from serving.memory import plan
-from serving.profile import EngineProfile, command, fitted, kv_bits
+from serving.profile import EngineProfile, batched, command, fitted, kv_bits
 from serving.server import LOOPBACK, Server, lmdeploy_command
 from serving.shape import read_shape
 
@@ -40,9 +39,8 @@ def free_port() -> int:
 def measure(folder: Path, ratio: float, kv: int) -> dict:
     """One row: planned and read."""
     shape, before = read_shape(folder), gpus()[0]
-    batch = 1024 if re.search("H100|H200|H800", before.name) else 384 if "A100" in before.name else 128
-    asked = EngineProfile(cache_max_entry_count=ratio, quant_policy=kv, max_batch_size=batch)
-    profile = fitted(asked, shape, str(folder))
+    asked = EngineProfile(cache_max_entry_count=ratio, quant_policy=kv)
+    profile = batched(fitted(asked, shape, str(folder)), before.name)
     planned = plan(shape, profile, before.free_bytes)
     port = free_port()
     told = command(profile, folder, host=LOOPBACK, port=port, model_name=folder.name)

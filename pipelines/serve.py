@@ -19,7 +19,7 @@ from serving.engine import load_engine
 from serving.errors import ServingError
 from serving.gpus import Gpu, gpus, show_size
 from serving.memory import MemoryPlan, plan
-from serving.profile import EngineProfile, backend, command, fitted
+from serving.profile import EngineProfile, backend, batched, command, fitted
 from serving.server import (
     LOOPBACK,
     PORT,
@@ -67,7 +67,9 @@ def serve(
     if engine == "transformers":
         _serve_here(folder, profile, model, host, port)
         return
-    planned = require_memory(shape, profile, gpus(), model)
+    cards = gpus()
+    profile = batched(profile, cards[0].name) if cards else profile
+    planned = require_memory(shape, profile, cards, model)
     require_right_way_up(interpreter(), shape)
     told = command(profile, folder, host=host, port=port, model_name=_served_name(model), backend=backend(shape))
     address = reachable(host, port)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from registry.card import PYTORCH_ONLY
 from serving import ranks
 from serving.errors import ServingError
+from serving.gpus import default_batch
 from serving.shape import Shape
 
 HEAD_DIMS = (64, 128, 192, 256)  # the engine has attention kernels for these; another head_dim aborts its process
@@ -64,6 +65,11 @@ def fitted(profile: EngineProfile, shape: Shape, place: str) -> EngineProfile:
             "session_len": profile.session_len or shape.max_positions,
         }
     )
+
+
+def batched(profile: EngineProfile, card: str) -> EngineProfile:
+    """The profile with the number of sequences at once that LMDeploy would choose on this card, unless it says one."""
+    return profile.model_copy(update={"max_batch_size": profile.max_batch_size or default_batch(card)})
 
 
 def _told_format(shape: Shape) -> ModelFormat | None:

@@ -126,6 +126,14 @@ def test_a_flag_out_of_range_is_refused(repository, machine):
     assert "--cache: 1.5; choose a share between 0 and 1" in refused(repository, machine, "awq-w4", "--cache", "1.5")
 
 
+@pytest.mark.parametrize(("card", "batch"), [("NVIDIA H200, 143771, 500", 1024), ("NVIDIA L4, 24576, 500", 128)])
+def test_lmdeploy_is_told_the_batch_that_was_planned_for_the_card(repository, machine, tmp_path, card, batch):
+    executable(tmp_path / "nvidia-smi", f"echo '{card}'")
+    executable(tmp_path / "python", 'echo "$@"; exit 3')
+    said = refused(repository, machine, "awq-w4", "--port", str(free_port()))
+    assert f"--max-batch-size {batch} " in said
+
+
 def test_a_server_that_dies_at_start_is_quoted(repository, machine):
     said = refused(repository, machine, "awq-w4", "--port", str(free_port())).splitlines()
     assert said[-1] == (
@@ -284,6 +292,7 @@ def test_the_engine_is_told_the_profile(served):
     assert told[told.index("--quant-policy") + 1] == "8"
     assert told[told.index("--model-format") + 1] == "awq"
     assert told[told.index("--server-name") + 1] == "127.0.0.1"
+    assert told[told.index("--max-batch-size") + 1] == "4"
 
 
 def _is_server(path, port):
