@@ -3,9 +3,10 @@
     python benchmarks/vision.py     # a GPU, torchvision, transformers 5.21, LMDeploy 0.18; small random models
 
 Each folder is taken apart, its language model quantized, and put together again; then TurboMind (InternVL) or
-LMDeploy's PyTorch engine (LLaVA) answers questions about images, greedily, and so do our unpacked weights in this
-process. Prints and writes to benchmarks/results/vision.json the share of answers that begin with the same token, and of
-all tokens up to the first that differs. `--engine transformers` asks this process twice: a look without a GPU.
+LMDeploy's PyTorch engine (LLaVA, LLaVA-Next) answers questions about images, greedily, and so do our unpacked weights
+in this process. Prints and writes to benchmarks/results/vision.json the share of answers that begin with the same
+token, and of all tokens up to the first that differs. `--engine transformers` asks this process twice: a look without
+a GPU.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_repository import write_base, write_quantized
-from vision_models import write_internvl, write_llava
+from vision_models import write_internvl, write_llava, write_llava_next
 
 from compress.checkpoint.vision import give, take
 from pipelines.engine import load as load_here
@@ -31,7 +32,7 @@ from serving.lmdeploy_engine import load as load_lmdeploy
 from serving.profile import EngineProfile, backend
 from serving.shape import read_shape
 
-WRITERS = {"InternVL": write_internvl, "LLaVA": write_llava}
+WRITERS = {"InternVL": write_internvl, "LLaVA": write_llava, "LLaVA-Next": write_llava_next}
 ENGINES = {"lmdeploy": load_lmdeploy, "transformers": load_here}
 NUM_QUESTIONS, NUM_TOKENS = 16, 8
 
