@@ -27,6 +27,7 @@ from vision_models import write_internvl, write_llava, write_llava_next
 
 from compress.checkpoint.vision import give, take
 from pipelines.engine import load as load_here
+from serving.errors import ServingError
 from serving.inprocess import Pipeline
 from serving.lmdeploy_engine import load as load_lmdeploy
 from serving.profile import EngineProfile, backend
@@ -80,6 +81,16 @@ def answers(load, folder, asked):
     return said
 
 
+def compared(folder, asked, theirs):
+    """How far an engine agrees with this process; or why it takes no such model."""
+    ours = answers(load_here, folder, asked)
+    found = {"different_answers": len({" ".join(answer) for answer in ours})}
+    try:
+        return found | agreement(ours, answers(theirs, folder, asked))
+    except ServingError as error:
+        return found | {"refused": str(error).partition(": ")[2]}
+
+
 def agreement(ours, theirs):
     """Shares of answers with the same first token, and of tokens before the first that differs."""
     first = sum(a[:1] == b[:1] for a, b in zip(ours, theirs, strict=True)) / len(ours)
@@ -104,11 +115,9 @@ def main():
             root = Path(work)
             folders, asked = made(WRITERS[name], root), list(questions(root))
             for bits, folder in folders.items():
-                ours, theirs = (answers(load, folder, asked) for load in (load_here, ENGINES[args.engine]))
-                different = len({" ".join(answer) for answer in ours})
                 engine = backend(read_shape(folder)) if args.engine == "lmdeploy" else args.engine
                 row = {"model": name, "weights": bits, "engine": engine, "questions": NUM_QUESTIONS}
-                row |= {"different_answers": different, **agreement(ours, theirs)}
+                row |= compared(folder, asked, ENGINES[args.engine])
                 row["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
                 rows.append(row)
                 print(json.dumps(row), flush=True)

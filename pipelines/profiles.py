@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from pipelines.params import ParamsError, load
 from pipelines.stage import repository_root
-from serving.profile import EngineProfile, backend, fitted
+from serving.profile import EngineProfile, backend, fitted, require_lmdeploy_s
 from serving.shape import read_shape
 
 
@@ -26,6 +26,7 @@ def default_profile() -> EngineProfile:
 def profile_for(folder: Path, options: Mapping[str, object], place: str) -> tuple[EngineProfile, str]:
     """The defaults with these options, checked against the folder's model, and which of LMDeploy's engines runs it."""
     shape = read_shape(folder)
+    require_lmdeploy_s(shape, str(folder))
     return fitted(changed(default_profile(), options, place), shape, str(folder)), backend(shape)
 
 

@@ -19,7 +19,7 @@ from serving.engine import load_engine
 from serving.errors import ServingError
 from serving.gpus import Gpu, gpus, show_size
 from serving.memory import MemoryPlan, plan
-from serving.profile import EngineProfile, backend, batched, command, fitted
+from serving.profile import EngineProfile, backend, batched, command, fitted, require_lmdeploy_s
 from serving.server import (
     LOOPBACK,
     PORT,
@@ -67,6 +67,7 @@ def serve(
     if engine == "transformers":
         _serve_here(folder, profile, model, host, port)
         return
+    require_lmdeploy_s(shape, model)
     cards = gpus()
     profile = batched(profile, cards[0].name) if cards else profile
     planned = require_memory(shape, profile, cards, model)

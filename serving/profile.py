@@ -20,6 +20,7 @@ NO_INT4_KV = (64, 192)  # it reads a misaligned address with heads of 64, and ha
 HALVES = ("float16", "bfloat16")
 TEXT_MODELS = ("InternLM2ForCausalLM", "LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 TURBOMIND = (*TEXT_MODELS, "InternVLChatModel", "InternVLForConditionalGeneration")  # LMDeploy's PyTorch serves others
+UNMAKEABLE = ("LlavaNextForConditionalGeneration",)  # its preprocessor asks for what transformers had before 4.52
 
 KvBits = Literal[0, 4, 8]
 ModelFormat = Literal["hf", "awq", "gptq", "compressed-tensors", "fp8"]
@@ -96,6 +97,13 @@ def problems(profile: EngineProfile, shape: Shape) -> list[str]:
 def kv_bits(shape: Shape) -> list[KvBits]:
     """What the engine can keep this model's KV cache in, the widest first; 0 is 16."""
     return [0, 8] if shape.head_dim in NO_INT4_KV else [0, 8, 4]
+
+
+def require_lmdeploy_s(shape: Shape, place: str) -> None:
+    """Refuses an architecture that LMDeploy 0.18 lists and cannot make with any transformers that it takes."""
+    if shape.architecture in UNMAKEABLE:
+        told = f"LMDeploy 0.18 fails at {shape.architecture} with every transformers that it takes"
+        raise ServingError(f"{place}: {told}; serve it with --engine transformers, or a LLaVA in its place")
 
 
 def _two_types(shape: Shape) -> list[str]:

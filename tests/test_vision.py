@@ -23,7 +23,7 @@ from compress.quantize.formats import awq, compressed_tensors
 from registry.manifest import verify
 from serving import pipeline
 from serving.errors import ServingError
-from serving.profile import EngineProfile, problems
+from serving.profile import EngineProfile, problems, require_lmdeploy_s
 from serving.shape import read_shape
 
 ROOT = Path(__file__).parents[1]
@@ -261,6 +261,28 @@ def test_a_quantized_llava_answers_about_an_image_in_this_process(tmp_path, monk
     elsewhere = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/y.png"}}]}]
     with pytest.raises(ServingError, match="send its bytes"):
         list(pipe.stream(elsewhere))
+
+
+@pytest.mark.skipif(not PROGRAM.is_dir(), reason="../shared/turbomind_check is not there")
+def test_lmdeploy_fails_at_llava_next_which_is_why_it_is_refused(tmp_path):
+    """Once this fails, LMDeploy has mended it: `UNMAKEABLE` can go."""
+    made = Made(tmp_path, write_llava_next)
+    (tmp_path / "site").mkdir()  # LMDeploy asks accelerate for this, and the environment has none
+    (tmp_path / "site" / "accelerate.py").write_text("from contextlib import nullcontext as init_empty_weights\n")
+    told = f"""
+import sys
+sys.path.insert(0, {str(tmp_path / "site")!r})
+from lmdeploy.archs import get_model_arch
+from lmdeploy.vl.model.llava_next import LlavaNextVisionModel
+config = get_model_arch({str(made.joined)!r})[1]
+LlavaNextVisionModel({str(made.joined)!r}, with_llm=False, hf_config=config, backend="pytorch").build_preprocessor()
+"""
+    done = subprocess.run([server_interpreter(), "-c", told], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1].startswith("TypeError: LlavaNextForConditionalGeneration.__init__()"), (
+        done.stderr
+    )
+    with pytest.raises(ServingError, match=r"LMDeploy 0\.18 fails at LlavaNextForConditionalGeneration with every"):
+        require_lmdeploy_s(read_shape(made.joined), "llava")
 
 
 @pytest.mark.skipif(not PROGRAM.is_dir(), reason="../shared/turbomind_check is not there")
