@@ -40,7 +40,7 @@ def make_artifact(folder: Path, seed: int = 0) -> Path:
     generator = np.random.default_rng(seed)
     for n in range(SHARDS):
         (folder / f"model-{n:05d}.safetensors").write_bytes(generator.bytes(SHARD_BYTES))
-    (folder / "config.json").write_text("{}")
+    shutil.copyfile(RESULT.with_name("internlm2_chat_1_8b.json"), folder / "config.json")
     origin = {"source": "benchmarks/shipping.py"}
     seal(folder, kind="quantized", recipe={}, parents={}, data={}, seed=seed, origin=origin, versions={})
     return folder
@@ -79,7 +79,7 @@ def speed(work: Path) -> dict[str, object]:
 
     root = work / "repository"
     folder = make_artifact(root / "models" / "awq-w4")
-    (root / "params.yaml").write_text("")
+    shutil.copyfile(ROOT / "params.yaml", root / "params.yaml")  # export asks it what servers are told
     shards = sorted(map(str, folder.glob("*.safetensors")))
     size_bytes = sum(Path(p).stat().st_size for p in shards)
     sums = ["xargs", "-0", f"-P{os.cpu_count()}", "-n1", "openssl", "dgst", "-sha256"]

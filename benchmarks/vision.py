@@ -1,12 +1,12 @@
 """Do LMDeploy's engines see what transformers sees? InternVL and LLaVA with a 4-bit language model, asked about images.
 
-    python benchmarks/vision.py             # needs a GPU, torchvision, transformers 5.21 and LMDeploy 0.18
+    python benchmarks/vision.py     # a GPU, torchvision, transformers 5.21, LMDeploy 0.18; small random models
 
-The models are small, random and made here. Each folder is taken apart, its language model quantized, and put
-together again; then TurboMind (InternVL) or LMDeploy's PyTorch engine (LLaVA) answers questions about images, greedily,
-and so do our unpacked weights in this process. Prints and writes to benchmarks/results/vision.json the share of answers
-that begin with the same token, and of all tokens up to the first that differs. `--engine transformers` asks this
-process twice: a look without a GPU.
+Each folder is taken apart, its language model quantized, and put together again; then TurboMind (InternVL) or
+LMDeploy's PyTorch engine (LLaVA, LLaVA-Next) answers questions about images, greedily, and so do our unpacked weights
+in this process. Prints and writes to benchmarks/results/vision.json the share of answers that begin with the same
+token, and of all tokens up to the first that differs. `--engine transformers` asks this process twice: a look without
+a GPU.
 """
 
 import argparse
@@ -23,16 +23,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_repository import write_base, write_quantized
-from vision_models import write_internvl, write_llava
+from vision_models import write_internvl, write_llava, write_llava_next
 
 from compress.checkpoint.vision import give, take
 from pipelines.engine import load as load_here
+from serving.errors import ServingError
 from serving.inprocess import Pipeline
 from serving.lmdeploy_engine import load as load_lmdeploy
 from serving.profile import EngineProfile, backend
 from serving.shape import read_shape
 
-WRITERS = {"InternVL": write_internvl, "LLaVA": write_llava}
+WRITERS = {"InternVL": write_internvl, "LLaVA": write_llava, "LLaVA-Next": write_llava_next}
 ENGINES = {"lmdeploy": load_lmdeploy, "transformers": load_here}
 NUM_QUESTIONS, NUM_TOKENS = 16, 8
 
@@ -80,6 +81,16 @@ def answers(load, folder, asked):
     return said
 
 
+def compared(folder, asked, theirs):
+    """How far an engine agrees with this process; or why it takes no such model."""
+    ours = answers(load_here, folder, asked)
+    found = {"different_answers": len({" ".join(answer) for answer in ours})}
+    try:
+        return found | agreement(ours, answers(theirs, folder, asked))
+    except ServingError as error:
+        return found | {"refused": str(error).partition(": ")[2]}
+
+
 def agreement(ours, theirs):
     """Shares of answers with the same first token, and of tokens before the first that differs."""
     first = sum(a[:1] == b[:1] for a, b in zip(ours, theirs, strict=True)) / len(ours)
@@ -104,11 +115,9 @@ def main():
             root = Path(work)
             folders, asked = made(WRITERS[name], root), list(questions(root))
             for bits, folder in folders.items():
-                ours, theirs = (answers(load, folder, asked) for load in (load_here, ENGINES[args.engine]))
-                different = len({" ".join(answer) for answer in ours})
                 engine = backend(read_shape(folder)) if args.engine == "lmdeploy" else args.engine
                 row = {"model": name, "weights": bits, "engine": engine, "questions": NUM_QUESTIONS}
-                row |= {"different_answers": different, **agreement(ours, theirs)}
+                row |= compared(folder, asked, ENGINES[args.engine])
                 row["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
                 rows.append(row)
                 print(json.dumps(row), flush=True)

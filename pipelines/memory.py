@@ -12,10 +12,10 @@ from rich.table import Table
 from pipelines.folders import configuration
 from pipelines.params import ParamsError
 from serving.choices import Choice, Load, choices, choose
-from serving.gpus import parse_size, show_size
+from serving.gpus import gpus, parse_size, show_size
 from serving.memory import plan
 from serving.picture import picture
-from serving.profile import EngineProfile, KvBits, fitted
+from serving.profile import EngineProfile, KvBits, batched, fitted
 from serving.shape import Shape, read_shape
 
 KV: dict[str, KvBits] = {"none": 0, "16": 0, "fp16": 0, "int8": 8, "8": 8, "int4": 4, "4": 4}
@@ -23,7 +23,8 @@ KV: dict[str, KvBits] = {"none": 0, "16": 0, "fp16": 0, "int8": 8, "8": 8, "int4
 
 def memory(
     model: Annotated[str, typer.Argument(help="a variant, a folder, a config.json or NAME@ALIAS")],
-    gpu: Annotated[str, typer.Option(help="the card's memory, as 24GiB")],
+    gpu: Annotated[str | None, typer.Option(help="the card's memory, as 24GiB; this machine's, unless given")] = None,
+    card: Annotated[str, typer.Option(help="its name, as H200: by that LMDeploy chooses --max-batch")] = "",
     cache: Annotated[float, typer.Option(help="share of the free memory for the KV cache")] = 0.8,
     kv: Annotated[str, typer.Option(help="none, int8 or int4")] = "none",
     weights: Annotated[str | None, typer.Option(help="16bit or 4bit; as stored, unless given")] = None,
@@ -37,9 +38,10 @@ def memory(
 ) -> None:
     """Plan the memory of a server: weights, KV cache, workspace, and how many tokens and sessions fit."""
     shape = read_shape(configuration(model))
-    profile = fitted(engine_profile(cache, kv, tp, session_len, max_batch), shape, model)
+    gpu_bytes, card = (parse_size(gpu), card) if gpu else _this_machine_s(tp, card)
+    profile = batched(fitted(engine_profile(cache, kv, tp, session_len, max_batch), shape, model), card)
     bits = _bits(weights, shape)
-    planned = plan(shape, profile, parse_size(gpu), bits)
+    planned = plan(shape, profile, gpu_bytes, bits)
     chosen = Choice(bits, profile, planned)
     rows = choices(shape, profile, planned.gpu_bytes)
     wanted = _load(load) if load else None
@@ -79,6 +81,14 @@ def engine_profile(
         cache_max_entry_count=cache, quant_policy=KV[kv], tp=tp, session_len=session_len, max_batch_size=max_batch,
         enable_prefix_caching=prefix_caching,
     )  # fmt: skip
+
+
+def _this_machine_s(tp: int, card: str) -> tuple[int, str]:
+    """Free bytes and name of the smallest card that a server with `tp` of them would take."""
+    cards = sorted(gpus()[:tp], key=lambda found: found.free_bytes)
+    if not cards:
+        raise ParamsError("--gpu: this machine shows no GPU to plan for; say what the server has, as --gpu 24GiB")
+    return cards[0].free_bytes, card or cards[0].name
 
 
 def _bits(weights: str | None, shape: Shape) -> int:

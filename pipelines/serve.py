@@ -10,8 +10,8 @@ import typer
 from pipelines.folders import model_folder
 from pipelines.llama_cpp import serve_by_llama_cpp
 from pipelines.memory import KV
-from pipelines.params import ParamsError, load
-from pipelines.stage import repository_root
+from pipelines.params import ParamsError
+from pipelines.profiles import default_profile
 from registry.manifest import MANIFEST, verify
 from serving.choices import choices
 from serving.client import API_KEY
@@ -19,7 +19,7 @@ from serving.engine import load_engine
 from serving.errors import ServingError
 from serving.gpus import Gpu, gpus, show_size
 from serving.memory import MemoryPlan, plan
-from serving.profile import EngineProfile, backend, command, fitted
+from serving.profile import EngineProfile, backend, batched, command, fitted, require_lmdeploy_s
 from serving.server import (
     LOOPBACK,
     PORT,
@@ -56,18 +56,21 @@ def serve(
         raise ParamsError(f"--engine: {engine}; choose {', '.join(ENGINES[:-1])} or {ENGINES[-1]}")
     flags = _flags(cache, kv, tp, session_len, max_batch, prefix_caching)
     if engine == "llama.cpp":
-        serve_by_llama_cpp(model, flags, _defaults(), host, port, timeout)
+        serve_by_llama_cpp(model, flags, default_profile(), host, port, timeout)
         return
     folder = model_folder(model)
     if (folder / MANIFEST).exists():
         verify(folder)
     shape = read_shape(folder)
-    profile = fitted(_defaults().model_copy(update=flags), shape, model)
+    profile = fitted(default_profile().model_copy(update=flags), shape, model)
     require_free(host, port)
     if engine == "transformers":
         _serve_here(folder, profile, model, host, port)
         return
-    planned = require_memory(shape, profile, gpus(), model)
+    require_lmdeploy_s(shape, model)
+    cards = gpus()
+    profile = batched(profile, cards[0].name) if cards else profile
+    planned = require_memory(shape, profile, cards, model)
     require_right_way_up(interpreter(), shape)
     told = command(profile, folder, host=host, port=port, model_name=_served_name(model), backend=backend(shape))
     address = reachable(host, port)
@@ -111,15 +114,6 @@ def _too_small(shape: Shape, profile: EngineProfile, card: Gpu, planned: MemoryP
     return f"{needs}; " + (
         f"its 4-bit variant would fit: {four_bits[0].flags}" if four_bits else "use a larger card or --tp"
     )
-
-
-def _defaults() -> EngineProfile:
-    """What params.yaml says under `serve`; LMDeploy's own defaults outside a repository."""
-    try:
-        root = repository_root()
-    except ParamsError:
-        return EngineProfile()
-    return load(root).serve
 
 
 def _flags(

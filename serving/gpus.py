@@ -9,6 +9,9 @@ from serving.errors import ServingError
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]i?B|B)", re.IGNORECASE)
+# LMDeploy 0.18's --max-batch-size where nobody says one, by a word in the card's name (its utils.get_max_batch_size).
+BATCHES = {"a100": 384, "a800": 384, "h100": 1024, "h800": 1024, "l20y": 1024, "h200": 1024}
+BATCH_OF_OTHERS = 128
 QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,memory.used", "--format=csv,noheader,nounits")
 
 
@@ -24,6 +27,11 @@ class Gpu:
     def free_bytes(self) -> int:
         """What a server may take."""
         return self.total_bytes - self.used_bytes
+
+
+def default_batch(card: str) -> int:
+    """Sequences at once that LMDeploy takes on a card of this name, unless it is told."""
+    return next((batch for word, batch in BATCHES.items() if word in card.lower()), BATCH_OF_OTHERS)
 
 
 def parse_size(text: str) -> int:

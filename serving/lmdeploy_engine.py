@@ -7,7 +7,7 @@ from typing import Any
 
 from serving.engine import Message, Sampling
 from serving.errors import ServingError
-from serving.profile import EngineProfile, backend, fitted
+from serving.profile import EngineProfile, backend, fitted, require_lmdeploy_s
 from serving.server import require_right_way_up
 from serving.shape import read_shape
 
@@ -47,6 +47,7 @@ def load(folder: Path, profile: EngineProfile) -> LmdeployEngine:
     except ImportError as error:
         raise ServingError(f"lmdeploy: cannot be imported ({error}); pip install 'turbopress[lmdeploy]'") from error
     shape = read_shape(folder)
+    require_lmdeploy_s(shape, str(folder))
     require_right_way_up(sys.executable, shape)
     told = {key: value for key, value in fitted(profile, shape, str(folder)).model_dump().items() if value is not None}
     if backend(shape) == "pytorch":

@@ -13,6 +13,7 @@ import math
 from dataclasses import asdict, dataclass
 
 from serving.errors import ServingError
+from serving.gpus import BATCH_OF_OTHERS
 from serving.profile import EngineProfile
 from serving.shape import Shape
 
@@ -20,7 +21,6 @@ MIB = 2**20
 BLOCK_TOKENS = 64  # LMDeploy's --cache-block-seq-len
 SLAB_BYTES = 32 * MIB  # blocks lie in slabs of this size, doubled until they fill them well
 SLAB_FILLING = 0.95
-DEFAULT_BATCH = 128  # LMDeploy's, on a card that it does not know; 384 on an A100, 1024 on Hopper
 DEFAULT_SESSION = 32768
 SCALE_AND_ZERO_BITS = 32  # of a group of 4-bit weights: the engine widens both to 16
 KV_SCALE_AND_ZERO_BYTES = 4  # of a token's key or value in one head, where the cache is quantized
@@ -106,7 +106,7 @@ def workspace_bytes(shape: Shape, profile: EngineProfile) -> int:
     Two buffers of T·h and two tables of B·S stay; at the peak a layer holds its input, its output, and either both
     halves of the gated product, or queries, keys, values, the attention's output and the keys and values once more.
     """
-    B = profile.max_batch_size or DEFAULT_BATCH
+    B = profile.max_batch_size or BATCH_OF_OTHERS  # whoever knows the card has said it: `batched`
     S = profile.session_len or shape.max_positions or DEFAULT_SESSION
     T = profile.max_prefill_token_num + B
     longest = min(T, S)

@@ -5,19 +5,22 @@ bits of the KV cache. `command` turns a profile into LMDeploy's command line.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from registry.card import PYTORCH_ONLY
+from serving import ranks
 from serving.errors import ServingError
+from serving.gpus import default_batch
 from serving.shape import Shape
 
 HEAD_DIMS = (64, 128, 192, 256)  # the engine has attention kernels for these; another head_dim aborts its process
 NO_INT4_KV = (64, 192)  # it reads a misaligned address with heads of 64, and has no kernel for 192: either ends it
-TENSOR_PARALLEL = (1, 2, 4, 8, 16)
 HALVES = ("float16", "bfloat16")
 TEXT_MODELS = ("InternLM2ForCausalLM", "LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 TURBOMIND = (*TEXT_MODELS, "InternVLChatModel", "InternVLForConditionalGeneration")  # LMDeploy's PyTorch serves others
+UNMAKEABLE = ("LlavaNextForConditionalGeneration",)  # its preprocessor asks for what transformers had before 4.52
 
 KvBits = Literal[0, 4, 8]
 ModelFormat = Literal["hf", "awq", "gptq", "compressed-tensors", "fp8"]
@@ -59,10 +62,20 @@ def fitted(profile: EngineProfile, shape: Shape, place: str) -> EngineProfile:
         raise ServingError(f"{place}: {'; '.join(found)}")
     return profile.model_copy(
         update={
-            "model_format": profile.model_format or shape.quant_method,
+            "model_format": profile.model_format or _told_format(shape),
             "session_len": profile.session_len or shape.max_positions,
         }
     )
+
+
+def batched(profile: EngineProfile, card: str) -> EngineProfile:
+    """The profile with the number of sequences at once that LMDeploy would choose on this card, unless it says one."""
+    return profile.model_copy(update={"max_batch_size": profile.max_batch_size or default_batch(card)})
+
+
+def _told_format(shape: Shape) -> ModelFormat | None:
+    """How the artifact is stored, where that has a word among LMDeploy's flags; it reads the others by itself."""
+    return next((known for known in get_args(ModelFormat) if known == shape.quant_method), None)
 
 
 def problems(profile: EngineProfile, shape: Shape) -> list[str]:
@@ -72,10 +85,7 @@ def problems(profile: EngineProfile, shape: Shape) -> list[str]:
         found.append(f"head_dim is {shape.head_dim}, the engine has kernels for {', '.join(map(str, HEAD_DIMS))}")
     if profile.quant_policy not in kv_bits(shape):
         found.append(f"quant_policy 4 ends the engine with heads of {shape.head_dim}; use 0 or 8")
-    if not splits(shape, profile.tp):
-        legal = [n for n in TENSOR_PARALLEL if splits(shape, n)]
-        heads = f"{shape.heads} heads with {shape.kv_heads} kv heads"
-        found.append(f"tp {profile.tp} does not divide {heads}; legal are {', '.join(map(str, legal))}")
+    found += ranks.problems(shape, profile.tp)
     if shape.sees_images and backend(shape) == "turbomind":
         found += _two_types(shape)
     found += _wrong_format(profile, shape)
@@ -89,9 +99,11 @@ def kv_bits(shape: Shape) -> list[KvBits]:
     return [0, 8] if shape.head_dim in NO_INT4_KV else [0, 8, 4]
 
 
-def splits(shape: Shape, tp: int) -> bool:
-    """Whether each GPU gets whole heads; fewer kv heads than GPUs are repeated, a whole number of times."""
-    return shape.heads % tp == 0 and (shape.kv_heads % tp == 0 or tp % shape.kv_heads == 0)
+def require_lmdeploy_s(shape: Shape, place: str) -> None:
+    """Refuses an architecture that LMDeploy 0.18 lists and cannot make with any transformers that it takes."""
+    if shape.architecture in UNMAKEABLE:
+        told = f"LMDeploy 0.18 fails at {shape.architecture} with every transformers that it takes"
+        raise ServingError(f"{place}: {told}; serve it with --engine transformers, or a LLaVA in its place")
 
 
 def _two_types(shape: Shape) -> list[str]:
@@ -110,8 +122,9 @@ def _wrong_format(profile: EngineProfile, shape: Shape) -> list[str]:
 
 
 def backend(shape: Shape) -> Literal["turbomind", "pytorch"]:
-    """Which of LMDeploy's engines serves this architecture: TurboMind where it can."""
-    return "turbomind" if shape.architecture in TURBOMIND else "pytorch"
+    """Which of LMDeploy's engines serves this architecture and format: TurboMind where it can."""
+    can = shape.architecture in TURBOMIND and shape.quant_method not in PYTORCH_ONLY
+    return "turbomind" if can else "pytorch"
 
 
 def command(

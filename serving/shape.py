@@ -118,7 +118,7 @@ def _require(text: Mapping[str, Any], place: str) -> None:
 
 def _bits(quantization: Mapping[str, Any]) -> int:
     """Of a quantized linear's weight, in any spelling that the engine takes."""
-    if quantization.get("quant_method") == "fp8":
+    if quantization.get("quant_method") in ("fp8", "smooth_quant"):
         return 8
     return int(_weights(quantization).get("num_bits") or quantization.get("bits", 4))
 

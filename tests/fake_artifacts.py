@@ -1,17 +1,29 @@
 """Artifacts of a few bytes, and their publishing: to the registry, a model is a folder of sealed files."""
 
+import json
 from pathlib import Path
 
 from registry.manifest import Manifest, seal
 from registry.publish import publish
 from registry.store import connect
 
+SHAPE = {  # of a model that a server could be told about
+    "architectures": ["InternLM2ForCausalLM"],
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 512,
+    "max_position_embeddings": 256,
+}
+
 
 def fake_artifact(folder: Path, text: str = "weights", *, kind: str = "quantized", **facts) -> Manifest:
     """Writes and seals a small artifact; equal texts give equal digests."""
     (folder / "tokenizer").mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(text.encode() * 100)
-    (folder / "config.json").write_text('{"architectures": ["InternLM2ForCausalLM"]}')
+    (folder / "config.json").write_text(json.dumps(SHAPE))
     (folder / "tokenizer" / "tokenizer.json").write_text("{}")
     told = {
         "recipe": {"method": "awq", "group_size": 128, "scales": {"grid": 20}},

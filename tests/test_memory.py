@@ -1,15 +1,19 @@
 """The memory planner against readings of real cards, the engine's own allocations, and its command line."""
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
+from lmdeploy_environment import executable
+from turbomind_check import MISSING, PROGRAM, interpreter
 
 from serving.choices import Load, choices, choose
 from serving.errors import ServingError
-from serving.gpus import parse_size
+from serving.gpus import default_batch, parse_size
 from serving.memory import CONTEXT_BYTES, block_bytes, cache_tokens, plan, weights_bytes, workspace_bytes
-from serving.profile import EngineProfile
+from serving.profile import EngineProfile, batched
 from serving.shape import parse_shape, read_shape
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +51,39 @@ def test_the_engine_allocates_what_is_planned(row):
     assert cache_tokens(row["slab_bytes"], block) == row["slab_blocks"] * 64
     free = plan(shape, profile, CARD + CONTEXT_BYTES).kv_cache_bytes  # the emulated card holds no context
     assert free == pytest.approx(row["kv_cache_bytes"], rel=0.001)
+
+
+CARDS = [
+    ("NVIDIA H200", 1024), ("NVIDIA H100 80GB HBM3", 1024), ("NVIDIA H800", 1024), ("NVIDIA L20Y", 1024),
+    ("NVIDIA A100-SXM4-80GB", 384), ("NVIDIA A800 80GB PCIe", 384), ("NVIDIA GeForce RTX 4090", 128),
+    ("NVIDIA L20", 128), ("NVIDIA A10", 128), ("", 128),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("card", "batch"), CARDS)
+def test_the_batch_is_the_one_that_lmdeploy_takes_on_the_card(card, batch):
+    """Checked against LMDeploy's own table below, where LMDeploy is."""
+    assert default_batch(card) == batch
+    assert batched(EngineProfile(), card).max_batch_size == batch
+    assert batched(EngineProfile(max_batch_size=7), card).max_batch_size == 7
+
+
+@pytest.mark.skipif(not PROGRAM.is_dir(), reason=MISSING)
+def test_lmdeploy_s_own_table_of_batches_says_the_same():
+    told = (
+        "import json, sys, torch, lmdeploy.utils as u\n"
+        "for name in json.loads(sys.argv[1]):\n"
+        "    torch.cuda.get_device_name = lambda n, name=name: name\n"
+        "    print(u.get_max_batch_size('cuda'))\n"
+    )
+    names = json.dumps([card for card, _ in CARDS])
+    done = subprocess.run([interpreter(), "-c", told, names], capture_output=True, text=True, check=True)
+    assert [int(line) for line in done.stdout.split()] == [batch for _, batch in CARDS]
+
+
+def test_a_larger_batch_takes_workspace():
+    small, large = (plan(SHAPE, batched(EngineProfile(), card), CARD) for card in ("L4", "H200"))
+    assert large.workspace_bytes - small.workspace_bytes > 300 * MIB
 
 
 # --- what follows from what
@@ -140,6 +177,34 @@ def test_the_command_plans_from_config_json_alone(turbopress, config):
     assert (status, err) == (0, "")
     assert {key: told[key] for key in planned.as_dict()} == planned.as_dict()
     assert {"total_bytes", "weights_bytes", "kv_cache_bytes", "workspace_bytes", "tokens"} <= told.keys()
+
+
+def test_the_card_s_name_decides_the_batch(turbopress, config):
+    takes = {
+        card: json.loads(turbopress("memory", config, "--gpu", "80GiB", "--card", card, "--json")[1])["workspace_bytes"]
+        for card in ("H100", "L4")
+    }
+    assert takes["H100"] - takes["L4"] > 300 * MIB
+    told = json.loads(turbopress("memory", config, "--gpu", "80GiB", "--max-batch", 1024, "--json")[1])
+    assert told["workspace_bytes"] == takes["H100"]
+
+
+def test_without_a_card_the_one_of_this_machine_is_planned_for(turbopress, config, tmp_path, monkeypatch):
+    executable(tmp_path / "nvidia-smi", "echo 'NVIDIA H200, 143771, 771'")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    told = json.loads(turbopress("memory", config, "--json")[1])
+    named = json.loads(turbopress("memory", config, "--gpu", f"{143000}MiB", "--card", "H200", "--json")[1])
+    assert told == named
+    assert told["gpu_bytes"] == 143000 * MIB
+
+
+def test_without_a_card_and_without_a_gpu_it_says_what_to_write(turbopress, config, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    status, out, err = turbopress("memory", config)
+    assert (status, out) == (1, "")
+    assert err == (
+        "turbopress: --gpu: this machine shows no GPU to plan for; say what the server has, as --gpu 24GiB\n"
+    )
 
 
 def test_the_table_the_advice_and_the_picture(turbopress, config, tmp_path):

@@ -1,19 +1,25 @@
 """The engine profile: LMDeploy's own words, and refusals that say what would be legal."""
 
+from itertools import product
+
 import pytest
 from pydantic import ValidationError
 from tiny import CONFIG
 
 from compress.checkpoint.config import parse_config
+from compress.quantize import pytorch_engine
 from compress.quantize.turbomind import HEAD_DIMS as CONTRACT_HEAD_DIMS
+from compress.quantize.turbomind import KERNELS as CONTRACT_KERNELS
+from compress.quantize.turbomind import Weights
 from compress.quantize.turbomind import problems as contract_problems
 from pipelines.params import load
 from serving.errors import ServingError
-from serving.profile import HEAD_DIMS, EngineProfile, command, fitted, kv_bits, problems
+from serving.profile import HEAD_DIMS, EngineProfile, backend, command, fitted, kv_bits, problems
 from serving.shape import parse_shape
 
 SHAPE = parse_shape(CONFIG, "config.json")
 AWQ = {**CONFIG, "quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"}}
+INT8 = {**CONFIG, "quantization_config": {"quant_method": "smooth_quant", "quant_dtype": "int8"}}
 
 
 def test_it_is_frozen_and_refuses_unknown_keys():
@@ -83,6 +89,69 @@ def test_it_agrees_with_the_contract_that_the_quantizer_asks(heads, kv_heads, tp
     theirs = list(contract_problems(parse_config(raw, "config.json"), "llama", None, tp))
     assert bool(theirs) == bool(problems(EngineProfile(tp=tp), parse_shape(raw, "config.json")))
     assert HEAD_DIMS == CONTRACT_HEAD_DIMS
+
+
+def packed(group_size):
+    weights = {"num_bits": 4, "group_size": group_size}
+    return {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": weights}}}
+
+
+FORMATS = {  # by what the quantizer calls it: what config.json then says
+    ("awq", 64): {"quant_method": "awq", "bits": 4, "group_size": 64},
+    ("awq", 128): AWQ["quantization_config"],
+    ("compressed-tensors", 32): packed(32),
+    ("compressed-tensors", 128): packed(128),
+    ("fp8", 128): {"quant_method": "fp8", "weight_block_size": [128, 128]},
+}
+SIZES = list(product((256, 576), (768, 1000, 1024), ((4, 2, 64), (2, 2, 128), (8, 4, 128), (9, 3, 64))))
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4, 8])
+@pytest.mark.parametrize("stored", FORMATS, ids=str)
+@pytest.mark.parametrize("layout", ["llama", "internlm2"])
+def test_it_agrees_with_the_quantizer_s_contract_on_what_each_gpu_gets(layout, stored, tp):
+    """In every format some of these shapes are taken, and some are not."""
+    names = {"llama": "LlamaForCausalLM", "internlm2": "InternLM2ForCausalLM"}
+    verdicts = {}
+    for hidden, inter, (heads, kv_heads, head_dim) in SIZES:
+        raw = {**CONFIG, "architectures": [names[layout]], "hidden_size": hidden, "intermediate_size": inter}
+        raw |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim}
+        theirs = list(contract_problems(parse_config(raw, "config.json"), layout, Weights(*stored), tp))
+        shape = parse_shape({**raw, "quantization_config": FORMATS[stored]}, "config.json")
+        ours = problems(EngineProfile(tp=tp), shape)
+        assert bool(ours) == bool(theirs), (raw, ours, theirs)
+        verdicts[bool(ours)] = raw
+    assert len(verdicts) == 2 or stored == ("awq", 64) or tp > 2 or (layout, stored[0]) == ("internlm2", "fp8")
+    assert set(CONTRACT_KERNELS) == {name for name, _ in FORMATS}  # a new format has to come here too
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4])
+def test_it_agrees_with_the_contract_of_8_bit_whole_numbers(tp):
+    for hidden, inter, (heads, kv_heads, head_dim) in SIZES:
+        raw = {**INT8, "architectures": ["LlamaForCausalLM"], "hidden_size": hidden, "intermediate_size": inter}
+        raw |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim}
+        theirs = list(pytorch_engine.problems(parse_config(raw, "config.json"), "llama", tp))
+        assert bool(problems(EngineProfile(tp=tp), parse_shape(raw, "config.json"))) == bool(theirs), raw
+
+
+def test_a_number_of_gpus_that_leaves_kernels_too_little_is_refused_with_the_legal_ones():
+    """The demo's 4-bit base: 4 heads of 64 over 4 GPUs divide well, and leave o_proj 64 inputs."""
+    shape = parse_shape({**AWQ, "hidden_size": 256, "intermediate_size": 768}, "config.json")
+    told = (
+        "tp 4 gives o_proj 64 inputs a GPU, and its kernels take multiples of 128; "
+        "tp 4 gives down_proj 192 inputs a GPU, and its kernels take multiples of 128; legal are 1, 2"
+    )
+    with pytest.raises(ServingError) as refused:
+        fitted(EngineProfile(tp=4), shape, "awq-w4")
+    assert str(refused.value) == f"awq-w4: {told}"
+    assert fitted(EngineProfile(tp=2), shape, "awq-w4").tp == 2
+    assert not problems(EngineProfile(tp=4), parse_shape({**CONFIG, "intermediate_size": 768}, "config.json"))
+
+
+def test_8_bit_whole_numbers_go_to_the_other_engine_without_a_word_that_lmdeploy_lacks():
+    shape = parse_shape(INT8, "config.json")
+    assert (backend(shape), shape.bits) == ("pytorch", 8)
+    assert fitted(EngineProfile(), shape, "models/w8a8").model_format is None
 
 
 def test_params_yaml_may_hold_the_profile(tmp_path):

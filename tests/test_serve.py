@@ -83,12 +83,20 @@ def test_a_port_in_use_is_refused(repository, machine):
 
 def test_tp_that_does_not_divide_the_heads_is_refused_with_the_legal_ones(repository, machine):
     said = refused(repository, machine, "awq-w4", "--tp", "3")
-    assert said == "turbopress: awq-w4: tp 3 does not divide 4 heads with 2 kv heads; legal are 1, 2, 4\n"
+    assert said == "turbopress: awq-w4: tp 3 does not divide 4 heads with 2 kv heads; legal are 1\n"
+    said = refused(repository, machine, "base", "--tp", "3")
+    assert said == "turbopress: base: tp 3 does not divide 4 heads with 2 kv heads; legal are 1, 2, 4\n"
+
+
+def test_tp_that_leaves_the_kernels_too_little_is_refused_with_the_legal_ones(repository, machine):
+    said = refused(repository, machine, "awq-w4", "--tp", "2")
+    gives = "tp 2 gives down_proj 192 inputs a GPU, and its kernels take multiples of 128"
+    assert said == f"turbopress: awq-w4: {gives}; legal are 1\n"
 
 
 def test_more_gpus_than_there_are_is_refused(repository, machine):
-    said = refused(repository, machine, "awq-w4", "--tp", "2")
-    assert said == "turbopress: awq-w4: tp 2 needs 2 GPUs and there are 1; lower --tp\n"
+    said = refused(repository, machine, "base", "--tp", "2")
+    assert said == "turbopress: base: tp 2 needs 2 GPUs and there are 1; lower --tp\n"
 
 
 def test_a_gpu_that_is_too_small_says_by_how_much_and_what_fits(repository, machine, tmp_path):
@@ -116,6 +124,14 @@ def test_a_wrong_setting_in_params_yaml_is_refused(repository, machine, tmp_path
 
 def test_a_flag_out_of_range_is_refused(repository, machine):
     assert "--cache: 1.5; choose a share between 0 and 1" in refused(repository, machine, "awq-w4", "--cache", "1.5")
+
+
+@pytest.mark.parametrize(("card", "batch"), [("NVIDIA H200, 143771, 500", 1024), ("NVIDIA L4, 24576, 500", 128)])
+def test_lmdeploy_is_told_the_batch_that_was_planned_for_the_card(repository, machine, tmp_path, card, batch):
+    executable(tmp_path / "nvidia-smi", f"echo '{card}'")
+    executable(tmp_path / "python", 'echo "$@"; exit 3')
+    said = refused(repository, machine, "awq-w4", "--port", str(free_port()))
+    assert f"--max-batch-size {batch} " in said
 
 
 def test_a_server_that_dies_at_start_is_quoted(repository, machine):
@@ -276,6 +292,7 @@ def test_the_engine_is_told_the_profile(served):
     assert told[told.index("--quant-policy") + 1] == "8"
     assert told[told.index("--model-format") + 1] == "awq"
     assert told[told.index("--server-name") + 1] == "127.0.0.1"
+    assert told[told.index("--max-batch-size") + 1] == "4"
 
 
 def _is_server(path, port):

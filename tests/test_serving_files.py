@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from registry.errors import RegistryError
-from registry.ship.serving_files import arguments, default_profile, read_profile, serving_files
+from registry.ship.serving_files import arguments, read_profile, serving_files
 
 PROFILE = {
     "model_format": "awq",
@@ -20,8 +20,8 @@ PROFILE = {
 }
 
 
-def files(profile=None):
-    made = serving_files("demo", PROFILE if profile is None else profile)
+def files(profile=None, backend="turbomind"):
+    made = serving_files("demo", PROFILE if profile is None else profile, backend)
     return {name.removeprefix("serving/"): content.decode() for name, content in made.items()}
 
 
@@ -63,11 +63,12 @@ def test_serve_yaml_says_the_profile_and_is_read_back(tmp_path):
         read_profile(tmp_path / "gone.yaml")
 
 
-def test_the_artifact_itself_says_its_format(tmp_path):
-    (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "awq"}}')
-    assert default_profile(tmp_path) == {"model_format": "awq"}
-    (tmp_path / "config.json").write_text("{}")
-    assert default_profile(tmp_path) == {}
+def test_every_file_names_the_engine_that_runs_the_model():
+    """TurboMind has no LLaVA: the PyTorch engine must be asked for."""
+    made = files(backend="pytorch")
+    assert yaml.safe_load(made["serve.yaml"])["backend"] == "pytorch"
+    assert all("--backend pytorch" in made[name] for name in ("turbopress.service", "compose.yaml"))
+    assert not any("turbomind" in text for text in made.values())
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
@@ -90,7 +91,7 @@ def test_the_unit_starts_lmdeploy_on_the_resolved_release(tmp_path):
     said = said_by(command, tmp_path, TURBOPRESS_MODELS=str(place))
     assert said[:3] == ["serve", "api_server", str(place / "releases" / "abc")]
     assert said[3:] == [
-        "--backend", "turbomind", "--model-name", "demo", "--server-name", "127.0.0.1", "--server-port", "23333",
+        "--model-name", "demo", "--server-name", "127.0.0.1", "--server-port", "23333", "--backend", "turbomind",
         *arguments(PROFILE),
     ]  # fmt: skip
 
@@ -117,4 +118,4 @@ def test_a_profile_cannot_say_more_to_a_shell_than_a_word(value):
 
 def test_no_file_names_a_place_of_this_machine(tmp_path):
     assert str(tmp_path) not in "".join(files().values())
-    assert serving_files("demo", PROFILE) == serving_files("demo", dict(PROFILE))
+    assert serving_files("demo", PROFILE, "turbomind") == serving_files("demo", dict(PROFILE), "turbomind")

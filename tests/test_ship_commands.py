@@ -8,8 +8,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from fake_artifacts import enter, fake_artifact
+import yaml
+from fake_artifacts import SHAPE, enter, fake_artifact
 from ship_servers import free_port
+from tiny_repository import write_params
 
 from registry.manifest import read, seal, verify
 from registry.ship.place import open_place
@@ -22,7 +24,7 @@ SERVER = Path(__file__).parent / "release_server.py"
 @pytest.fixture
 def here(root, artifact, monkeypatch):
     """A repository with a registered artifact."""
-    (root / "params.yaml").write_text("")
+    write_params(root, serve={"quant_policy": 8})
     monkeypatch.chdir(root)
     enter(root)
     return root
@@ -32,7 +34,7 @@ def artifact_that_is(folder, well):
     fake_artifact(folder, folder.name)
     said = read(folder).model_dump()
     (folder / "manifest.json").unlink()
-    (folder / "config.json").write_text(json.dumps({"well": well}))
+    (folder / "config.json").write_text(json.dumps(SHAPE | {"well": well}))
     seal(folder, **{k: said[k] for k in ("kind", "recipe", "parents", "data", "seed", "origin", "versions")})
     return folder
 
@@ -79,6 +81,60 @@ def test_a_folder_is_exported_rolled_back_listed_and_collected(turbopress, here,
     assert turbopress("gc", "--to", to, "--keep", 1, "--dry-run")[1].startswith(f"{to}: would remove releases/")
     assert turbopress("gc", "--to", to, "--keep", 1)[1] == f"{to}: removed releases/{second['digest']}\n"
     assert turbopress("gc", "--to", to)[1] == f"{to}: removed nothing\n"
+
+
+def told(folder):
+    return yaml.safe_load((folder / "current" / "serving" / "serve.yaml").read_text())
+
+
+def artifact_of(folder, **changes):
+    """An artifact whose config.json says something else too."""
+    fake_artifact(folder, folder.name)
+    said = read(folder).model_dump()
+    (folder / "manifest.json").unlink()
+    (folder / "config.json").write_text(json.dumps(SHAPE | changes))
+    seal(folder, **{k: said[k] for k in ("kind", "recipe", "parents", "data", "seed", "origin", "versions")})
+    return folder
+
+
+def test_a_release_is_told_what_params_yaml_says_to_serve_and_what_the_artifact_is(turbopress, here, tmp_path):
+    awq = artifact_of(tmp_path / "awq", quantization_config={"quant_method": "awq", "bits": 4, "group_size": 128})
+    (tmp_path / "profile.yaml").write_text("tp: 2\n")
+    assert turbopress("export", awq, "--to", tmp_path / "to", "--profile", tmp_path / "profile.yaml")[0] == 0
+    engine = told(tmp_path / "to")["engine"]
+    assert (engine["quant_policy"], engine["tp"], engine["model_format"], engine["session_len"]) == (8, 2, "awq", 256)
+    assert told(tmp_path / "to")["backend"] == "turbomind"
+
+
+def test_a_model_that_turbomind_does_not_run_is_exported_for_the_other_engine(turbopress, here, tmp_path):
+    vision = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "patch_size": 14}
+    llava = {"architectures": ["LlavaForConditionalGeneration"], "text_config": SHAPE, "vision_config": vision}
+    assert turbopress("export", artifact_of(tmp_path / "llava", **llava), "--to", tmp_path / "to")[0] == 0
+    assert told(tmp_path / "to")["backend"] == "pytorch"
+    assert "--backend pytorch" in (tmp_path / "to" / "current" / "serving" / "turbopress.service").read_text()
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("quant_policy: 4", "quant_policy 4 ends the engine with heads of 64; use 0 or 8"),
+        ("tp: 3", "tp 3 does not divide 4 heads with 2 kv heads; legal are 1, 2, 4"),
+        ("session_len: 300", "session_len 300 is longer than the model's 256 positions"),
+        ("model_format: awq", "model_format is awq, but the artifact is hf; leave it out"),
+        ("cache: 0.4", "profile.yaml: cache is no option of the engine; choose model_format, cache_max_entry_count"),
+        ("tp: two", "profile.yaml: tp: input should be a valid integer, found 'two'"),
+    ],
+)
+def test_a_profile_that_would_end_the_server_is_refused_before_anything_is_sent(
+    turbopress, here, tmp_path, said, words
+):
+    (tmp_path / "profile.yaml").write_text(said + "\n")
+    status, out, err = turbopress(
+        "export", "demo@awq-w4", "--to", tmp_path / "server", "--profile", tmp_path / "profile.yaml"
+    )
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert words in err
+    assert open_place(str(tmp_path / "server")).digests() == []
 
 
 @pytest.mark.parametrize(

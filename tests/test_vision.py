@@ -13,7 +13,7 @@ from lmdeploy_environment import PROGRAM, emulated, server_interpreter
 from safetensors.torch import save_file
 from tiny_repository import WORDS, write_base, write_quantized
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
-from vision_models import tensors_of, write_internvl, write_llava
+from vision_models import TILINGS, tensors_of, write_internvl, write_llava, write_llava_next
 
 from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.load import load_model
@@ -23,11 +23,19 @@ from compress.quantize.formats import awq, compressed_tensors
 from registry.manifest import verify
 from serving import pipeline
 from serving.errors import ServingError
-from serving.profile import EngineProfile, problems
+from serving.profile import EngineProfile, problems, require_lmdeploy_s
 from serving.shape import read_shape
 
 ROOT = Path(__file__).parents[1]
-WRITERS = {"internvl": write_internvl, "llava": write_llava}
+WRITERS = {"internvl": write_internvl, "llava": write_llava, "llava-next": write_llava_next}
+
+# By class: the pieces that an image becomes in the prompt, its pixels' shape, and what else the model is told of it.
+# LLaVA-Next sees an image of 28 × 56 small (4 pieces) and in two tiles (8, with a newline after each of 2 rows).
+SEEN = {
+    "internvl": (1, (1, 3, 28, 28), {}),
+    "llava": (4, (1, 3, 28, 28), {}),
+    "llava_next": (4 + 8 + 2, (1, 3, 3, 28, 28), {"image_sizes": torch.tensor([[28, 56]])}),
+}
 
 
 class Made:
@@ -85,10 +93,11 @@ def test_the_stock_class_takes_every_tensor_of_a_float_model(made, tmp_path):
     assert not report["unexpected_keys"]
     assert not report["mismatched_keys"]
     token = getattr(config, "image_token_id", None) or config.image_token_index
-    ids = torch.tensor([[1, 7, *[token] * (1 if made.whole.parent.name.startswith("internvl") else 4), 9]])
-    images = torch.randn(2, 1, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    pieces, shape, told = SEEN[config.model_type]
+    ids = torch.tensor([[1, 7, *[token] * pieces, 9]])
+    images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        one, other = (model(input_ids=ids, pixel_values=image).logits[0, -1] for image in images)
+        one, other = (model(input_ids=ids, pixel_values=image, **told).logits[0, -1] for image in images)
     assert torch.isfinite(one).all()
     assert not torch.allclose(one, other, atol=1e-3)
 
@@ -222,11 +231,22 @@ def test_the_commands_take_and_give(made, tmp_path):
     assert (manifest.kind, manifest.parents) == ("quantized", {"language": verify(made.small).digest})
 
 
-def test_a_quantized_llava_answers_about_an_image_in_this_process(tmp_path, monkeypatch):
+def test_llava_next_keeps_its_newline_and_its_tilings(tmp_path):
+    """The newline is a tensor of no module; without the tilings each image would be cut in another way."""
+    made = Made(tmp_path, write_llava_next)
+    assert torch.equal(tensors_of(made.joined)["image_newline"], tensors_of(made.whole)["image_newline"])
+    assert json.loads((made.joined / "config.json").read_text())["image_grid_pinpoints"] == TILINGS
+    processor = json.loads((made.joined / "processor_config.json").read_text())
+    assert processor["image_processor"]["image_grid_pinpoints"] == TILINGS
+    assert read_shape(made.joined).architecture == "LlavaNextForConditionalGeneration"
+
+
+@pytest.mark.parametrize("write", [write_llava, write_llava_next])
+def test_a_quantized_llava_answers_about_an_image_in_this_process(tmp_path, monkeypatch, write):
     from PIL import Image
 
     monkeypatch.setenv("TURBOPRESS_DEVICE", "cpu")
-    made = Made(tmp_path, write_llava)
+    made = Made(tmp_path, write)
     for n, color in enumerate(("red", "blue")):
         Image.effect_noise((40, 30), 90 * (n + 1)).convert("RGB").save(tmp_path / f"{color}.png")
     pipe = pipeline(made.joined, engine="transformers")
@@ -241,6 +261,28 @@ def test_a_quantized_llava_answers_about_an_image_in_this_process(tmp_path, monk
     elsewhere = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/y.png"}}]}]
     with pytest.raises(ServingError, match="send its bytes"):
         list(pipe.stream(elsewhere))
+
+
+@pytest.mark.skipif(not PROGRAM.is_dir(), reason="../shared/turbomind_check is not there")
+def test_lmdeploy_fails_at_llava_next_which_is_why_it_is_refused(tmp_path):
+    """Once this fails, LMDeploy has mended it: `UNMAKEABLE` can go."""
+    made = Made(tmp_path, write_llava_next)
+    (tmp_path / "site").mkdir()  # LMDeploy asks accelerate for this, and the environment has none
+    (tmp_path / "site" / "accelerate.py").write_text("from contextlib import nullcontext as init_empty_weights\n")
+    told = f"""
+import sys
+sys.path.insert(0, {str(tmp_path / "site")!r})
+from lmdeploy.archs import get_model_arch
+from lmdeploy.vl.model.llava_next import LlavaNextVisionModel
+config = get_model_arch({str(made.joined)!r})[1]
+LlavaNextVisionModel({str(made.joined)!r}, with_llm=False, hf_config=config, backend="pytorch").build_preprocessor()
+"""
+    done = subprocess.run([server_interpreter(), "-c", told], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1].startswith("TypeError: LlavaNextForConditionalGeneration.__init__()"), (
+        done.stderr
+    )
+    with pytest.raises(ServingError, match=r"LMDeploy 0\.18 fails at LlavaNextForConditionalGeneration with every"):
+        require_lmdeploy_s(read_shape(made.joined), "llava")
 
 
 @pytest.mark.skipif(not PROGRAM.is_dir(), reason="../shared/turbomind_check is not there")

@@ -19,6 +19,7 @@ VISION = {
     "image_size": 28,
     "patch_size": 14,
 }
+TILINGS = [[28, 56], [56, 28], [56, 56]]  # of LLaVA-Next: heights and widths that an image may be cut into tiles at
 
 
 def write_internvl(folder):
@@ -86,18 +87,39 @@ def _internvit():
 
 def write_llava(folder):
     """LlavaForConditionalGeneration as transformers saves it, with its processor."""
+    from transformers import CLIPImageProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+
+    sizes = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+    _save_processor(folder, LlavaProcessor, CLIPImageProcessor(**sizes))
+    LlavaForConditionalGeneration(_llava_config(LlavaConfig)).save_pretrained(folder)
+    return folder
+
+
+def write_llava_next(folder):
+    """LlavaNextForConditionalGeneration: an image is itself made small, and tiles of it with a newline after each row.
+
+    Images of these tests are cut into two tiles or four, by their shape.
+    """
+    from transformers import (
+        LlavaNextConfig,
+        LlavaNextForConditionalGeneration,
+        LlavaNextImageProcessor,
+        LlavaNextProcessor,
+    )
+
+    sizes = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+    _save_processor(folder, LlavaNextProcessor, LlavaNextImageProcessor(**sizes, image_grid_pinpoints=TILINGS))
+    model = LlavaNextForConditionalGeneration(_llava_config(LlavaNextConfig, image_grid_pinpoints=TILINGS))
+    model.model.image_newline.data = torch.randn(LANGUAGE["hidden_size"])
+    model.save_pretrained(folder)
+    return folder
+
+
+def _save_processor(folder, kind, images):
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
-    from transformers import (
-        CLIPImageProcessor,
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        LlavaProcessor,
-        PreTrainedTokenizerFast,
-    )
+    from transformers import PreTrainedTokenizerFast
 
     words = [*WORDS[:-1], IMAGE]
     tokenizer = Tokenizer(WordLevel({word: n for n, word in enumerate(words)}, "<unk>"))
@@ -106,23 +128,25 @@ def write_llava(folder):
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>"
     )
-    sizes = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
     template = TEMPLATE.replace(
         "{{ m.content }}",
         "{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}"
         "{% if part.type == 'image' %}<image> {% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}",
     )
-    LlavaProcessor(
-        CLIPImageProcessor(**sizes), fast, patch_size=14, vision_feature_select_strategy="default", image_token=IMAGE,
+    kind(
+        images, fast, patch_size=14, vision_feature_select_strategy="default", image_token=IMAGE,
         num_additional_image_tokens=1, chat_template=template,
     ).save_pretrained(folder)  # fmt: skip
+
+
+def _llava_config(kind, **more):
+    from transformers import CLIPVisionConfig, LlamaConfig
+
     torch.manual_seed(2)
     sized = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     text = {key: LANGUAGE[key] for key in (*sized, "vocab_size", "max_position_embeddings", "rms_norm_eps")}
     vision = CLIPVisionConfig(**(VISION | {"projection_dim": WIDTH}))
-    config = LlavaConfig(vision_config=vision, text_config=LlamaConfig(**text), image_token_index=len(words) - 1)
-    LlavaForConditionalGeneration(config).save_pretrained(folder)
-    return folder
+    return kind(vision_config=vision, text_config=LlamaConfig(**text), image_token_index=len(WORDS) - 1, **more)
 
 
 def tensors_of(folder):

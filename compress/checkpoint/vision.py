@@ -257,7 +257,9 @@ def unpack(folder: Path, out: Path) -> None:
     names: dict[str, list[str]] = {}  # by module, because a packed linear is three tensors
     for name in files.names:
         names.setdefault(name.rpartition(".")[0], []).append(name)
+    bare = names.pop("", [])  # LLaVA-Next's image_newline is of no module
     modules = (unpacked({name: files.read(name) for name in together}) for together in names.values())
-    _write_tensors(out, chain.from_iterable(tensors.items() for tensors in modules))
+    tensors = chain.from_iterable(module.items() for module in modules)
+    _write_tensors(out, chain(((name, files.read(name)) for name in bare), tensors))
     write_json(out / "config.json", config | {"torch_dtype": "float32"})
     _copy_the_rest(folder, out)

@@ -12,11 +12,12 @@ import typer
 from pipelines.commands.output import AsJson, console, print_json
 from pipelines.commands.transfer import showing
 from pipelines.params import ParamsError
+from pipelines.profiles import profile_for
 from pipelines.stage import repository_root
 from registry.manifest import MANIFEST, SIGNATURE, read
 from registry.ship.health import Server, switch_safely
 from registry.ship.place import RELEASES, Place, explained_place, open_place
-from registry.ship.serving_files import default_profile, read_profile, serving_files
+from registry.ship.serving_files import read_profile, serving_files
 from registry.ship.upkeep import collect_garbage, verify_releases
 from registry.ship.upkeep import releases as listed_releases
 from registry.ship.upkeep import rollback as go_back
@@ -33,7 +34,9 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would be done,
 def export(
     reference: Annotated[str, typer.Argument(help="NAME@ALIAS, NAME/VERSION, or an artifact's folder")],
     to: To,
-    profile: Annotated[Path | None, typer.Option(help="a YAML file of LMDeploy's engine options")] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="a YAML file of engine options, over `serve` of params.yaml")
+    ] = None,
     dry_run: DryRun = False,
     restart: Restart = None,
     health: Health = None,
@@ -43,8 +46,8 @@ def export(
     """Send a model to TO/releases/DIGEST, verify it there, and switch TO/current to it in one step."""
     with at(to) as place:
         folder, name, of = _source(reference)
-        options = read_profile(profile) if profile else default_profile(folder)
-        made = serving_files(name, options) | _signature(Path(reference))
+        told, engine = profile_for(folder, read_profile(profile) if profile else {}, str(profile))
+        made = serving_files(name, told.model_dump(exclude_none=True), engine) | _signature(Path(reference))
         if dry_run:
             _tell_plan(place, plan(place, folder, of, made), as_json)
             return

@@ -5,7 +5,6 @@ otherwise, so a release is the same wherever it is sent. The server is started o
 moves under a running one, and is up when /health answers.
 """
 
-import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,13 +41,13 @@ WantedBy=multi-user.target
 """
 
 
-def serving_files(name: str, profile: Mapping[str, JsonValue]) -> dict[str, bytes]:
-    """The three files, by their path in the release; `profile` holds LMDeploy's engine options."""
-    flags = arguments(profile)
+def serving_files(name: str, profile: Mapping[str, JsonValue], backend: str) -> dict[str, bytes]:
+    """The three files, by their path in the release; `profile` holds options of the engine that `backend` names."""
+    flags = ["--backend", backend, *arguments(profile)]
     for word in (name, *flags):
         if shlex.quote(word) != word:  # two of the files hold a shell's command within another's quotes
             raise RegistryError(f"profile: {word!r} holds what a shell reads otherwise; write letters, digits, -_./:=")
-    serve = {"model_name": name, "server_port": PORT, "engine": dict(profile)}
+    serve = {"model_name": name, "server_port": PORT, "backend": backend, "engine": dict(profile)}
     files = {
         "serve.yaml": _yaml(serve),
         "turbopress.service": _unit(name, flags),
@@ -71,12 +70,6 @@ def arguments(profile: Mapping[str, JsonValue]) -> list[str]:
     return found
 
 
-def default_profile(folder: Path) -> dict[str, JsonValue]:
-    """What the artifact itself says of how to load it."""
-    said = json.loads((folder / "config.json").read_text("utf8")).get("quantization_config", {})
-    return {"model_format": said["quant_method"]} if "quant_method" in said else {}
-
-
 def read_profile(path: Path) -> dict[str, JsonValue]:
     """A YAML file with LMDeploy's engine options, alone or as the `engine` of a serve.yaml."""
     try:
@@ -92,7 +85,7 @@ def read_profile(path: Path) -> dict[str, JsonValue]:
 
 def _command(models: str, host: str, name: str, flags: list[str]) -> str:
     """A command for sh, whose own expansion finds the release."""
-    said = ["--backend", "turbomind", "--model-name", name, "--server-name", host, "--server-port", str(PORT), *flags]
+    said = ["--model-name", name, "--server-name", host, "--server-port", str(PORT), *flags]
     return f'lmdeploy serve api_server "$(readlink -f "{models}/current")" {" ".join(said)}'
 
 
