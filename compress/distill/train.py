@@ -21,6 +21,7 @@ from compress.distill.batches import Corpus
 from compress.distill.learner import Learner
 from compress.distill.loop import Loop, Step, Watch
 from compress.distill.recipe import DistillRecipe
+from compress.distill.room import room_to_train
 from compress.distill.teachers import Beside, Teacher
 from compress.errors import CompressError
 from compress.progress import Progress, silent
@@ -46,6 +47,20 @@ def distill_(
     In the folder `kept` lies what a killed run goes on from. `watch` hears of each step, in the first process only.
     Divided by FSDP, the student is whole again at the end in the first process.
     """
+    with room_to_train(recipe):
+        return _distill_(student, teacher, tokens, recipe, progress, counted, watch, kept)
+
+
+def _distill_(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel | Teacher,
+    tokens: Tensor,
+    recipe: DistillRecipe,
+    progress: Progress,
+    counted: Tensor | None,
+    watch: Watch,
+    kept: Path | None,
+) -> list[Step]:
     accelerator = Accelerator()
     device = student.device if accelerator.num_processes == 1 else accelerator.device
     student = student.train().to(device)
