@@ -12,7 +12,7 @@ from compress.errors import CompressError
 
 @contextmanager
 def room_to_train(recipe: DistillRecipe) -> Iterator[None]:
-    """Wherever memory runs out in here, in the student's backward pass as well as in the teacher, what helps is said."""
+    """Wherever memory runs out in here, in the student's backward pass as in the teacher, what helps is said."""
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -4,11 +4,8 @@
 each with the GPU that `accelerate` gives it: by DDP, or by FSDP where the student is too large for one.
 """
 
-import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +15,7 @@ from transformers import PreTrainedModel
 
 from compress.distill import state
 from compress.distill.batches import Corpus
+from compress.distill.compiled import compiled, resolved
 from compress.distill.learner import Learner
 from compress.distill.loop import Loop, Step, Watch
 from compress.distill.recipe import DistillRecipe
@@ -63,32 +61,19 @@ def _distill_(
 ) -> list[Step]:
     accelerator = Accelerator()
     device = student.device if accelerator.num_processes == 1 else accelerator.device
-    student = student.train().to(device)
+    recipe, student = resolved(recipe, device), student.train().to(device)
     guide = Beside.of(teacher, device) if isinstance(teacher, PreTrainedModel) else teacher
     _require_same_vocabulary(student, guide)
     torch.manual_seed(recipe.seed)
     learner = Learner(student, guide, recipe).to(device)
     corpus = Corpus(tokens.cpu(), None if counted is None else counted.cpu())
-    with _compiled(student, guide, recipe):
+    models = [student, *([guide.model] if isinstance(guide, Beside) else [])]
+    with compiled(*models) if recipe.compile else nullcontext():
         loop = Loop(accelerator, device, learner, guide, corpus, recipe, watch, kept)
         steps = loop.run(progress)
     _make_whole_(student, loop.learner, accelerator)
     student.eval()
     return steps
-
-
-@contextmanager
-def _compiled(student: PreTrainedModel, teacher: Teacher, recipe: DistillRecipe) -> Iterator[None]:
-    """Layers are compiled while the training lasts, if the recipe says so."""
-    models = [student, *([teacher.model] if isinstance(teacher, Beside) else [])]
-    layers: list[Any] = list(itertools.chain(*(model.model.layers for model in models))) if recipe.compile else []
-    for layer in layers:
-        layer.compile()
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer._compiled_call_impl = None
 
 
 def _make_whole_(student: PreTrainedModel, learner: torch.nn.Module, accelerator: Accelerator) -> None:
