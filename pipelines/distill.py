@@ -21,6 +21,7 @@ from compress.corpus import load_windows
 from compress.distill.cache import cached, fill
 from compress.distill.quantized import load_quantized, write_quantized
 from compress.distill.recipe import DistillRecipe
+from compress.distill.room import room_for_teacher, room_to_train
 from compress.distill.teachers import Beside, Teacher
 from compress.distill.train import distill_
 from compress.distill.vocabulary import require_same_tokenizer
@@ -78,10 +79,12 @@ def _teacher(folder: Path, tokens: Tensor, recipe: DistillRecipe, place: str, ke
     dtype = torch.bfloat16 if recipe.precision == "bf16" and on_gpu else torch.float32
     model = load_model(folder, dtype)
     if recipe.cache is None:
-        return Beside.of(model, torch.device(place))
+        with room_to_train(recipe):
+            return Beside.of(model, torch.device(place))
     processes = PartialState()
     share = processes.process_index, processes.num_processes
-    fill(kept, model.to(place), tokens, recipe, show if processes.is_main_process else silent, share)
+    with room_for_teacher(recipe):
+        fill(kept, model.to(place), tokens, recipe, show if processes.is_main_process else silent, share)
     processes.wait_for_everyone()
     return cached(kept, model.lm_head.weight.detach(), recipe.cache)
 

@@ -9,7 +9,7 @@ from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.tokenizer import write_tokenizer
 from compress.checkpoint.write import ModelWriter
 from compress.corpus import Windows, load_windows
-from compress.prune.prune import Decision, Recipe, Work, decide, write
+from compress.prune.prune import Decision, Recipe, Work, decide, most_waiting, write
 from compress.prune.recipe import DepthRecipe
 from compress.prune.text import Text
 from compress.prune.width import SiteError
@@ -47,12 +47,11 @@ def _text(windows: Windows) -> Text:
 
 
 def _resources(recipe: Recipe, checkpoint: Checkpoint, text: Text, folder: Path) -> Resources:
-    """On disk wait the windows that memory has no room for: a stream for each layer where KL is measured, or two."""
+    """On disk wait the windows that memory has no room for."""
     hidden, length = int(checkpoint.config.fields["hidden_size"]), text.tokens.shape[1]
-    measured = 0 if isinstance(recipe, DepthRecipe) and recipe.score != "kl" else recipe.windows
-    copies = max((checkpoint.config.num_layers + 2) * min(measured, len(text)), 2 * len(text))
+    waiting = most_waiting(recipe, checkpoint.config.num_layers, len(text))
     folder.mkdir(parents=True, exist_ok=True)
-    return replace(Resources(device()), disk=place_for(copies * length * hidden * 4, folder))
+    return replace(Resources(device()), disk=place_for(waiting * length * hidden * 4, folder))
 
 
 def rows(recipe: Recipe, decision: Decision, errors: list[SiteError]) -> Rows:

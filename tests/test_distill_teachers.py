@@ -10,7 +10,7 @@ from tiny import CONFIG
 from tiny_repository import write_base, write_params, write_source, write_text
 
 from compress.checkpoint.load import load_model
-from compress.distill import teachers
+from compress.distill import cache, fused, learner, teachers
 from compress.distill.cache import cached, fill
 from compress.distill.train import distill_
 from compress.distill.vocabulary import require_same_tokenizer
@@ -76,14 +76,42 @@ def test_a_full_disk_loses_nothing_that_is_cached(tmp_path, models):  # noqa: F8
     assert found == pytest.approx(losses(distill_(*models(), texts(), recipe(steps=3))), rel=1e-5)
 
 
-def test_a_teacher_that_does_not_fit_names_the_cache_that_would(monkeypatch, models):  # noqa: F811
-    def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+def full(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 MiB free.\nMore.")
 
-    monkeypatch.setattr(teachers, "run", full)
-    with pytest.raises(CompressError, match=r"^teacher: does not fit .* write cache: hidden") as error:
+
+PLACES = {
+    "teacher": (teachers, "run"),
+    "loss": (learner, "fused_loss"),
+    "backward": (fused._Pass, "_add"),
+    "optimizer": (torch.optim.AdamW, "step"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_wherever_memory_runs_out_what_helps_is_named_the_most_useful_first(monkeypatch, models, place):  # noqa: F811
+    monkeypatch.setattr(*PLACES[place], full)
+    with pytest.raises(
+        CompressError,
+        match=r"^train: the device's memory is full \(CUDA out of memory. Tried to allocate 2.00 GiB\); "
+        r"write cache: hidden .*, or accumulate: 2 .*, or checkpointing: true",
+    ) as error:
         distill_(*models(), texts(), recipe())
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"loss": {"kind": "hidden"}}, r"full \(.*\); write accumulate: 2 .*, or checkpointing: true"),
+        ({"accumulate": 2, "checkpointing": True}, r"; write cache: hidden .*, or accumulate: 4 \(fewer windows"),
+        ({"loss": {"kind": "hidden"}, "accumulate": 4, "checkpointing": True}, "nothing in the recipe is left to save"),
+    ],
+)
+def test_what_is_done_already_or_cannot_be_is_not_advised(monkeypatch, models, said, expected):  # noqa: F811
+    monkeypatch.setattr(torch.optim.AdamW, "step", full)
+    with pytest.raises(CompressError, match=expected):
+        distill_(*models(), texts(), recipe(**said))
 
 
 @pytest.mark.parametrize(
@@ -171,3 +199,18 @@ def test_the_stage_trains_alike_beside_the_teacher_and_from_its_cache(repository
     assert "losses are not shown in MLflow" in said  # there is no store here, and nobody minds
     weight = load_model(repository / "models" / "cached").model.norm.weight
     assert not torch.equal(weight, load_model(repository / "models" / "base").model.norm.weight)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("plain", "train: the device's memory is full .*; write cache"),
+        ("cached", "teacher: does not fit .* alone .*bf16"),
+    ],
+)
+def test_a_teacher_without_room_is_refused_by_the_stage_and_leaves_nothing(repository, monkeypatch, key, message):
+    monkeypatch.setattr(teachers if key == "plain" else cache, "run", full)
+    folders = [repository / place for place in ("models/base", "models/other", "text", f"models/{key}", f"t/{key}")]
+    with pytest.raises(CompressError, match=message):
+        distill.main(key, *folders)
+    assert not folders[3].exists()

@@ -97,7 +97,7 @@ def test_contiguous_layers_are_the_best_run_of_neighbours(model, tmp_path):
 
 def test_contiguous_influence_is_that_of_the_whole_run(model):
     recipe = DepthRecipe(method="depth", remove_layers=2, contiguous=True)
-    (only,) = by_influence(Checkpoint(model), ids(), recipe, "here")
+    (only,) = by_influence(Checkpoint(model), Text(ids()), recipe, "here")
     seen = []
     loaded = load_model(model)
     for layer in loaded.model.layers:
@@ -116,7 +116,7 @@ def test_layers_said_by_number_go(model, score):
     if score == "kl":
         rounds = by_kl(measure(model), recipe.remove_layers, "here")
     else:
-        rounds = by_influence(Checkpoint(model), ids(), recipe, "here")
+        rounds = by_influence(Checkpoint(model), Text(ids()), recipe, "here")
     assert layers_of(rounds) == [0, 3]
 
 

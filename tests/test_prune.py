@@ -9,7 +9,9 @@ from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.load import load_model
 from compress.checkpoint.write import ModelWriter
 from compress.errors import CompressError
-from compress.prune.depth import block_influence, least_influential, write_without
+from compress.prune.depth import least_influential, write_without
+from compress.prune.influence import block_influence
+from compress.quantize.resources import Resources
 
 FOUR = CONFIG | {"num_hidden_layers": 4}
 
@@ -74,8 +76,32 @@ def test_only_tokens_that_count_have_influence(tmp_path):
 
 def test_influence_is_the_same_in_one_batch_or_many(tmp_path):
     write_internlm2(tmp_path / "m")
-    one, many = (block_influence(Checkpoint(tmp_path / "m"), windows(7), batch=batch) for batch in (7, 2))
+    one, many = (
+        block_influence(Checkpoint(tmp_path / "m"), windows(7), block=2, resources=Resources(batch=batch))
+        for batch in (7, 2)
+    )
     assert one == pytest.approx(many, abs=1e-6)
+
+
+def test_influence_is_the_same_wherever_windows_wait(tmp_path):
+    write_internlm2(tmp_path / "m", FOUR)
+    memory, disk = (
+        block_influence(Checkpoint(tmp_path / "m"), windows(7), block=3, resources=Resources(disk=folder))
+        for folder in (None, tmp_path)
+    )
+    assert memory == disk
+    assert len(memory) == 2
+
+
+def test_activations_that_are_no_numbers_are_refused(tmp_path):
+    tensors = internlm2_tensors()
+    tensors["model.layers.1.feed_forward.w2.weight"].fill_(3e38)
+    write_config(tmp_path / "m", CONFIG)
+    save_file(tensors, tmp_path / "m" / "model.safetensors")
+    with pytest.raises(
+        CompressError, match=r"^layers\.1: activations leave the range of torch.float32; set TURBOPRESS_DEV"
+    ):
+        block_influence(Checkpoint(tmp_path / "m"), windows())
 
 
 def test_the_least_influential_are_named_in_the_model_s_order():

@@ -1,5 +1,8 @@
 """What is idle or double in a model can go without a trace; what is not is made good; the engine takes what is left."""
 
+import weakref
+from dataclasses import dataclass, field
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -10,7 +13,7 @@ from compress.checkpoint.load import load_model
 from compress.checkpoint.runner import LayerRunner
 from compress.checkpoint.write import ModelWriter
 from compress.evaluate.compare import compare_models
-from compress.prune.prune import Work, decide, write
+from compress.prune.prune import Work, decide, most_waiting, write
 from compress.prune.recipe import Compensation, DepthRecipe, WidthRecipe
 from compress.prune.text import Text
 from compress.quantize.resources import Resources
@@ -206,33 +209,69 @@ def test_equal_inputs_give_equal_bytes_wherever_windows_wait(tmp_path, resources
     )
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    [
-        width(intermediate_size=256, kv_heads=1, hidden_size=128),
-        DepthRecipe(method="depth", remove_layers=[0], compensation=Compensation()),
-    ],
-    ids=["width", "depth"],
-)  # fmt: skip
-def test_what_is_held_does_not_grow_with_the_number_of_layers(tmp_path, monkeypatch, recipe):
-    """One layer at a time, and as many copies of the windows in a deep model as in a shallow one."""
-    held, most, rooms = set(), [], []
+@dataclass
+class Held:
+    """Layers on the device, and windows that wait."""
+
+    layers: set = field(default_factory=set)
+    most_layers: int = 0
+    windows: int = 0
+    most_windows: int = 0
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Counts what pruning holds on to, as long as it does."""
+    count = Held()
     load, release, room = LayerRunner.load, LayerRunner.release, Resources.room
 
     def loading(self, n):
-        held.add((id(self), n))
-        most.append(len(held))
+        count.layers.add((id(self), n))
+        count.most_layers = max(count.most_layers, len(count.layers))
         return load(self, n)
 
+    def leaving(number):
+        count.windows -= number
+
+    def taking(self, shape):
+        made = room(self, shape)
+        count.windows += shape[0]
+        count.most_windows = max(count.most_windows, count.windows)
+        weakref.finalize(made, leaving, shape[0])
+        return made
+
     monkeypatch.setattr(LayerRunner, "load", loading)
-    monkeypatch.setattr(LayerRunner, "release", lambda self, n: held.remove((id(self), n)) or release(self, n))
-    monkeypatch.setattr(Resources, "room", lambda self, shape: rooms.append(shape) or room(self, shape))
-    counts = []
-    for layers in (2, 4):
-        rooms.clear()
+    monkeypatch.setattr(LayerRunner, "release", lambda self, n: count.layers.remove((id(self), n)) or release(self, n))
+    monkeypatch.setattr(Resources, "room", taking)
+    return count
+
+
+DEPTH = {"method": "depth", "remove_layers": 2}
+MEASURED = 3  # windows
+
+
+@pytest.mark.parametrize(
+    ("recipe", "growth"),
+    [
+        (width(intermediate_size=256, kv_heads=1, hidden_size=128), 0),
+        (DepthRecipe(method="depth", remove_layers=[0], compensation=Compensation()), 0),
+        (DepthRecipe(**DEPTH), 0),
+        (DepthRecipe(**DEPTH, contiguous=True), 0),
+        (DepthRecipe(**DEPTH, score="kl", windows=MEASURED), MEASURED),
+        (DepthRecipe(**DEPTH, score="kl", windows=MEASURED, contiguous=True), MEASURED),
+    ],
+    ids=["width", "depth made good", "influence", "influence of a run", "kl", "kl of a run"],
+)  # fmt: skip
+def test_what_is_held_does_not_grow_with_the_number_of_layers(tmp_path, held, recipe, growth):
+    """One layer at a time, and as many copies of the windows in a deep model as in a shallow one; where KL is measured,
+    each layer adds those few windows that it is measured on. The stage plans for all of them."""
+    most = []
+    for layers in (4, 7):
+        held.most_windows = 0
         folder = source(tmp_path / f"m{layers}", config=WIDE | {"num_hidden_layers": layers})
         pruned(folder, tmp_path / f"p{layers}", recipe)
-        counts.append(len(rooms))
-    assert set(most) == {1}
-    assert counts[0] == counts[1]
-    assert held == set()
+        most.append(held.most_windows)
+        assert 0 < held.most_windows <= most_waiting(recipe, layers, len(ids()))
+    assert most[1] - most[0] == 3 * growth
+    assert held.most_layers == 1
+    assert held.layers == set()

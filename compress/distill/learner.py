@@ -26,7 +26,7 @@ class Learner(nn.Module):
         over_vocabulary = [loss for loss in recipe.losses if not isinstance(loss, Hidden | AttentionRelation)]
         between_layers = [loss for loss in recipe.losses if isinstance(loss, Hidden | AttentionRelation)]
         self._labelled = [int(isinstance(loss, CrossEntropy)) for loss in over_vocabulary]
-        self._mixed = Mix([(loss.weight, term(loss)) for loss in over_vocabulary], recipe.compile).function()
+        self._mixed = Mix([(loss.weight, term(loss)) for loss in over_vocabulary], bool(recipe.compile)).function()
         self._twice = recipe.checkpointing
         self.layers: LayerLosses | None = None
         if between_layers:

@@ -58,7 +58,9 @@ class DistillRecipe(Strict):
     cache: Cache | None = Field(None, description="hidden or {top_k: n}: the teacher runs first, alone, onto the disk")
     precision: Literal["float32", "bf16"] = Field("float32", description="of the matrix products")
     checkpointing: bool = Field(False, description="layers are computed again in the backward pass, to save memory")
-    compile: bool = Field(False, description="layers and loss are compiled: pays on a GPU, after a minute or two")
+    compile: bool | None = Field(
+        None, description="layers and loss; null: on a GPU, in a training of 200 steps or more"
+    )
     evaluate: Evaluate | None = None
     save_every: int | None = Field(None, ge=1, description="steps; a killed run goes on from the last state saved")
     seed: int = 0

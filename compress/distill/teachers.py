@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 
 from compress.distill.fused import FromHidden, Target
 from compress.distill.stream import Seen, run
-from compress.errors import CompressError
 
 
 @dataclass(frozen=True)
@@ -44,25 +43,11 @@ class Beside:
 
     @classmethod
     def of(cls, model: PreTrainedModel, device: torch.device) -> "Beside":
-        """The model where its student is; if it does not fit there, its cache would."""
-        try:
-            return cls(model.eval().to(device))
-        except torch.OutOfMemoryError as error:
-            raise too_large() from error
+        """The model where its student is."""
+        return cls(model.eval().to(device))
 
     @torch.no_grad()
     def says(self, tokens: Integer[Tensor, "windows length"], windows: list[int]) -> Said:
         """The model's answer to the tokens; their numbers do not matter."""
-        try:
-            seen = run(self.model, tokens, self.residuals, self.projections)
-        except torch.OutOfMemoryError as error:
-            raise too_large() from error
+        seen = run(self.model, tokens, self.residuals, self.projections)
         return Said(FromHidden(seen.final.flatten(0, 1), self.model.lm_head.weight.detach()), seen)
-
-
-def too_large() -> CompressError:
-    """What helps where student and teacher have no room beside each other."""
-    return CompressError(
-        "teacher: does not fit into the device's memory beside the student; write cache: hidden, which runs it before "
-        "the training and alone, or cache: {top_k: 64}, which needs no head of its own either"
-    )

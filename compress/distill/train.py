@@ -4,11 +4,8 @@
 each with the GPU that `accelerate` gives it: by DDP, or by FSDP where the student is too large for one.
 """
 
-import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,9 +16,11 @@ from transformers import PreTrainedModel
 
 from compress.distill import state
 from compress.distill.batches import Corpus
+from compress.distill.compiled import compiled, resolved
 from compress.distill.learner import Learner
 from compress.distill.loop import Loop, Step, Watch
 from compress.distill.recipe import DistillRecipe
+from compress.distill.room import room_to_train
 from compress.distill.teachers import Beside, Teacher
 from compress.errors import CompressError
 from compress.progress import Progress, silent
@@ -47,34 +46,35 @@ def distill_(
     In the folder `kept` lies what a killed run goes on from. `watch` hears of each step, in the first process only.
     Divided by FSDP, the student is whole again at the end in the first process.
     """
+    with room_to_train(recipe):
+        return _distill_(student, teacher, tokens, recipe, progress, counted, watch, kept)
+
+
+def _distill_(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel | Teacher,
+    tokens: Tensor,
+    recipe: DistillRecipe,
+    progress: Progress,
+    counted: Tensor | None,
+    watch: Watch,
+    kept: Path | None,
+) -> list[Step]:
     accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)])
     device = student.device if accelerator.num_processes == 1 else accelerator.device
-    student = student.train().to(device)
+    recipe, student = resolved(recipe, device), student.train().to(device)
     guide = Beside.of(teacher, device) if isinstance(teacher, PreTrainedModel) else teacher
     _require_same_vocabulary(student, guide)
     torch.manual_seed(recipe.seed)
     learner = Learner(student, guide, recipe).to(device)
     corpus = Corpus(tokens.cpu(), None if counted is None else counted.cpu())
-    with _compiled(student, guide, recipe):
+    models = [student, *([guide.model] if isinstance(guide, Beside) else [])]
+    with compiled(*models) if recipe.compile else nullcontext():
         loop = Loop(accelerator, device, learner, guide, corpus, recipe, watch, kept)
         steps = loop.run(progress)
     _make_whole_(student, loop.learner, accelerator)
     student.eval()
     return steps
-
-
-@contextmanager
-def _compiled(student: PreTrainedModel, teacher: Teacher, recipe: DistillRecipe) -> Iterator[None]:
-    """Layers are compiled while the training lasts, if the recipe says so."""
-    models = [student, *([teacher.model] if isinstance(teacher, Beside) else [])]
-    layers: list[Any] = list(itertools.chain(*(model.model.layers for model in models))) if recipe.compile else []
-    for layer in layers:
-        layer.compile()
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer._compiled_call_impl = None
 
 
 def _make_whole_(student: PreTrainedModel, learner: torch.nn.Module, accelerator: Accelerator) -> None:

@@ -1,27 +1,22 @@
 """Which decoder layers to leave out, and the model without them.
 
-Two scores. ShortGPT's block influence (arXiv 2403.03853) is one minus the mean cosine between the hidden state before
-and after a layer, over the tokens of the calibration windows: one run of the model, and blind to what later layers
-make of the change. The rise of KL to the whole model when the layer is left out is that measured; layers go one by
-one, and what is left is scored again after each.
+Two scores. Block influence is one run of the model, and blind to what later layers make of the change. The rise of KL
+to the whole model when the layer is left out is that measured; layers go one by one, and what is left is scored again
+after each.
 """
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Bool, Float, Integer
-from torch import Tensor
-
 from compress.checkpoint.checkpoint import Checkpoint
-from compress.checkpoint.runner import LayerRunner
 from compress.checkpoint.write import ModelWriter
 from compress.errors import CompressError
 from compress.progress import Progress, silent
+from compress.prune.influence import ON_CPU, block_influence
 from compress.prune.leave_out import LeaveOut, Removed
 from compress.prune.recipe import DepthRecipe, Layers
-from compress.quantize.counting import Counted
+from compress.prune.text import Text
+from compress.quantize.resources import Resources
 
 
 @dataclass(frozen=True)
@@ -30,37 +25,6 @@ class Round:
 
     scores: dict[int, float]
     removed: tuple[int, ...]
-
-
-def block_influence(
-    checkpoint: Checkpoint,
-    tokens: Integer[Tensor, "windows length"],
-    *,
-    counted: Bool[Tensor, "windows length"] | None = None,
-    block: int = 1,
-    device: str = "cpu",
-    batch: int = 8,
-    progress: Progress = silent,
-) -> list[float]:
-    """The influence of each run of `block` decoder layers by its first, 0 for one that only passes its input on."""
-    runner = LayerRunner(checkpoint, device, batch)
-    before, scores = deque([runner.embed(tokens)], block), []
-    for n in progress(range(checkpoint.config.num_layers), "layer"):
-        after = runner.run(runner.load(n), before[-1])
-        runner.release(n)
-        if len(before) == block:
-            scores.append(1 - _mean_cosine(before[0], after, counted))
-        before.append(after)
-    return scores
-
-
-def _mean_cosine(
-    a: Float[Tensor, "windows length hidden"],
-    b: Float[Tensor, "windows length hidden"],
-    counted: Bool[Tensor, "windows length"] | None,
-) -> float:
-    cosines = torch.cosine_similarity(a, b, dim=-1)[..., None]
-    return float(Counted(counted)(slice(None), cosines).mean())
 
 
 def least_influential(scores: list[float], count: int, place: str) -> list[int]:
@@ -80,24 +44,24 @@ def require_layers(removed: Layers, num_layers: int, place: str) -> None:
 
 def by_influence(
     checkpoint: Checkpoint,
-    tokens: Tensor,
+    text: Text,
     recipe: DepthRecipe,
     place: str,
     *,
-    counted: Tensor | None = None,
-    device: str = "cpu",
+    resources: Resources = ON_CPU,
     progress: Progress = silent,
 ) -> list[Round]:
     """One round, all layers scored on the whole model; of contiguous ones, the block that changes its input least."""
     said, num_layers = recipe.remove_layers, checkpoint.config.num_layers
     require_layers(said, num_layers, place)
-    block = said if isinstance(said, int) and recipe.contiguous else 1
-    scores = block_influence(checkpoint, tokens, counted=counted, block=block, device=device, progress=progress)
+    scores = block_influence(
+        checkpoint, text.tokens, counted=text.counted, block=recipe.run, resources=resources, progress=progress
+    )
     if not isinstance(said, int):
         removed = sorted(set(said))
     elif recipe.contiguous:
         first = min(range(len(scores)), key=lambda n: scores[n])
-        removed = list(range(first, first + block))
+        removed = list(range(first, first + said))
     else:
         removed = least_influential(scores, said, place)
     return [Round(dict(enumerate(scores)), tuple(removed))]

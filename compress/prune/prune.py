@@ -62,6 +62,13 @@ class Work:
         return LeaveOut(self.source, text, self.resources, self.progress)
 
 
+def most_waiting(recipe: Recipe, num_layers: int, num_windows: int) -> int:
+    """Windows of hidden states that wait at once; where KL is measured, those few for each layer and twice more."""
+    measured = 0 if isinstance(recipe, DepthRecipe) and recipe.score != "kl" else recipe.windows
+    run = recipe.run if isinstance(recipe, DepthRecipe) else 1
+    return max((num_layers + 2) * min(measured, num_windows), max(run, 2) * num_windows)
+
+
 def decide(work: Work, recipe: Recipe, workspace: Path) -> Decision:
     """What goes; candidates are written into `workspace` and removed again."""
     match recipe:
@@ -100,10 +107,7 @@ def _rounds(work: Work, recipe: DepthRecipe) -> list[Round]:
     if recipe.score == "kl":
         leave_out = work.leave_out(work.text[: recipe.windows])
         return by_kl(leave_out, recipe.remove_layers, work.place, contiguous=recipe.contiguous)
-    text, device = work.text, work.resources.device
-    return by_influence(
-        work.source, text.tokens, recipe, work.place, counted=text.counted, device=device, progress=work.progress
-    )
+    return by_influence(work.source, work.text, recipe, work.place, resources=work.resources, progress=work.progress)
 
 
 def _worst_rounds(work: Work, remove: Layers | None, windows: int) -> list[Round]:

@@ -44,6 +44,11 @@ class DepthRecipe(Strict):
     windows: int = Field(8, ge=1, description="calibration windows that KL is measured on")
     compensation: Compensation | None = None  # null: the layers that stay keep their weights, bit for bit
 
+    @property
+    def run(self) -> int:
+        """Neighbours that are scored as one."""
+        return self.remove_layers if self.contiguous and isinstance(self.remove_layers, int) else 1
+
 
 class Contract(Strict):
     """What sizes are asked for: a model that TurboMind loads on so many GPUs, and in 4 bits with such groups later."""
