@@ -23,11 +23,14 @@ WINDOWS, LENGTH = 128, 2048
 
 
 def speed(args):
-    """A row a shape and recipe; with torchrun the first process reports."""
+    """A row after each shape and recipe; with torchrun the first process reports."""
     workers = Workers.started()
     rate = product_rate()
-    rows = [run(shape, name, args, workers, rate) for shape in args.shapes for name in args.recipes or ["awq-light"]]
-    return rows if workers.rank == 0 else []
+    for shape in args.shapes:
+        for name in args.recipes or ["awq-light"]:
+            row = run(shape, name, args, workers, rate)
+            if workers.rank == 0:
+                yield [row]
 
 
 def product_rate():
@@ -154,7 +157,7 @@ def cpu(args):
     quantize_model(checkpoint, tokens, AwqRecipe(group_size=64), writer)
     elapsed = time.perf_counter() - start
     shutil.rmtree(out)
-    return [{
+    yield [{
         "recipe": "awq-light", "model": "SmolLM2-135M", "windows": 32, "length": 512,
         "threads": torch.get_num_threads(),
         "forward_s": round(forward, 1), "elapsed_s": round(elapsed, 1),

@@ -61,6 +61,7 @@ def _quality_row(recipe: str, found: dict[str, Any], domains: list[str]) -> str:
         return f"| {recipe} | {first['reason']} |{' |' * len(domains)}\n"
     kl = " | ".join(f"{found[domain]['kl_nats']:.4f}" for domain in domains)
     seconds = "not timed" if first["elapsed_s"] is None else f"{first['elapsed_s']:.0f}"
+    seconds += " beside other work" if first.get("alone") is False else ""
     seconds += ", CPU" if first["device"] == "cpu" else ""
     return f"| {recipe} | {kl} | {seconds} |\n"
 

@@ -1,0 +1,99 @@
+"""The table of recipes pairs everybody with everybody, whenever they were measured, on the same windows only."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from benchmark_windows import write_windows
+from house import ROOT
+from safetensors.numpy import load_file
+from tiny import CONFIG, write_internlm2
+
+RESULT, SCORES = "quantizer_quality.json", "quantizer_quality_windows.safetensors"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quality") / "model"
+    write_internlm2(folder, CONFIG | {"num_hidden_layers": 1})
+    return folder
+
+
+def quality(model, windows, out, *options):
+    command = [
+        sys.executable,
+        "benchmarks/quantizer.py",
+        "quality",
+        "--model",
+        model,
+        "--windows",
+        windows,
+        "--out",
+        out,
+    ]
+    command = [str(part) for part in [*command, *options]]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def rows(out):
+    return {(row["recipe"], row["domain"]): row for row in json.loads((out / RESULT).read_text())}
+
+
+@pytest.fixture(scope="module")
+def measured(model, tmp_path_factory):
+    """Plain rounding and a peer, which is the base itself, in one call; `awq-best` in a second."""
+    out = tmp_path_factory.mktemp("measured")
+    windows = out / "windows.safetensors"
+    write_windows(windows, 16, calibration=24, a=3, b=4)
+    digest = json.loads(windows.with_suffix(".json").read_text())["calibration"]["sha256"]
+    ran = {"recipe": "lmdeploy", "elapsed_s": 2.0, "alone": False, "device": "a GPU", "error": None}
+    (out / "peers").mkdir()
+    (out / "peers" / "peers.json").write_text(json.dumps([ran | {"calibration": {"sha256": digest}}]))
+    shutil.copytree(model, out / "peers" / "lmdeploy")
+    for options in (["--recipes", "rtn", "--peers", out / "peers"], ["--recipes", "awq-best", "--shared"]):
+        done = quality(model, windows, out, *options)
+        assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_a_recipe_that_is_measured_later_is_paired_with_those_before_it(measured):
+    scores = load_file(measured / SCORES)
+    for domain in ("a", "b"):
+        less = scores[f"rtn/{domain}"][0].astype(float) - scores[f"awq-best/{domain}"][0]
+        row = rows(measured)["rtn", domain]
+        assert np.isclose(row["kl_above_best"], less.mean())
+        assert row["kl_above_best_low"] <= row["kl_above_best"] <= row["kl_above_best_high"]
+        assert np.isclose(row["kl_nats"], scores[f"rtn/{domain}"][0].mean())
+        assert rows(measured)["lmdeploy", domain]["kl_above_best_high"] < 0  # the base itself is nearest to the base
+
+
+def test_rows_say_seconds_and_whether_others_slowed_them(measured):
+    found = rows(measured)
+    assert (found["rtn", "a"]["alone"], found["awq-best", "a"]["alone"]) == (True, False)
+    peer = found["lmdeploy", "a"]
+    assert (peer["elapsed_s"], peer["alone"], peer["device"]) == (2.0, False, "a GPU")
+    assert found["autoround-200", "a"]["reason"] == "not run"
+    assert "kl_nats" not in found["autoround-200", "a"]
+
+
+def test_scores_on_other_windows_are_not_mixed_in(model, measured, tmp_path):
+    other = tmp_path / "other.safetensors"
+    write_windows(other, 16, calibration=24, b=3, a=4)
+    before = (measured / RESULT).read_bytes()
+    refused = quality(model, other, measured, "--recipes", "rtn")
+    assert refused.returncode == 1
+    assert "holds scores of a" in refused.stderr
+    assert "give the same --windows, or another --out" in refused.stderr
+    assert (measured / RESULT).read_bytes() == before
+
+
+def test_what_another_machine_wrote_is_taken_in_and_paired(model, measured, tmp_path):
+    windows = measured / "windows.safetensors"
+    taken = quality(model, windows, tmp_path, "--taken", measured)
+    assert taken.returncode == 0, taken.stderr
+    assert (tmp_path / SCORES).read_bytes() == (measured / SCORES).read_bytes()
+    here, there = rows(tmp_path), rows(measured)
+    assert here == {key: row for key, row in there.items() if row["reason"] is None}
