@@ -62,7 +62,7 @@ def main():
     parser.add_argument("--recipes", nargs="*", help="only these of ours; without a name none")
     parser.add_argument("--shapes", nargs="+", default=["1.8b", "7b"], help="speed: of random_model.py")
     parser.add_argument("--layers", type=int, help="speed: only so many layers")
-    parser.add_argument("--host-gib", type=float, help="speed: the limit on host memory that was set")
+    parser.add_argument("--host-gib", type=float, help="speed: under this limit on host memory, kept by the kernel")
     parser.add_argument("--shared", action="store_true", help="others use the GPU meanwhile")
     parser.add_argument("--profile", action="store_true", help="speed: seconds by part of the work")
     parser.add_argument("--disk", type=Path, default=Path("/tmp"), help="speed: where the models lie")

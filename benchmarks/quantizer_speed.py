@@ -2,17 +2,21 @@
 
 import json
 import shutil
+import sys
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from host_memory import HostPeak, host_gib, is_limited_to, run_limited
 from quality_windows import read_windows
 from random_model import SHAPES, VOCAB, operations, write_model
 
 from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.runner import LayerRunner
 from compress.checkpoint.write import ModelWriter
+from compress.quantize.learned import LOOKS
 from compress.quantize.recipe import AwqRecipe, Learned
 from compress.quantize.resources import Resources, place_for_windows
 from compress.quantize.walk import quantize_model
@@ -24,6 +28,8 @@ WINDOWS, LENGTH = 128, 2048
 
 def speed(args):
     """A row after each shape and recipe; with torchrun the first process reports."""
+    if args.host_gib and not is_limited_to(args.host_gib):
+        raise SystemExit(run_limited(args.host_gib, [sys.executable, *sys.argv]))
     workers = Workers.started()
     rate = product_rate()
     for shape in args.shapes:
@@ -59,25 +65,24 @@ def run(shape, name, args, workers, rate):
     seconds = profiled() if args.profile else {}
     device = f"cuda:{workers.rank}"
     torch.cuda.reset_peak_memory_stats(device)
-    reset_peak_host()
+    host = HostPeak()
     start = time.perf_counter()
     checkpoint = Checkpoint(folder)
     writer = ModelWriter(out, checkpoint.config.replace(torch_dtype="float16"), "internlm2")
-    room = place_for_windows(
-        tuple(tokens.shape), checkpoint.config.fields["hidden_size"], RECIPES[name], workers, args.disk
-    )
-    quantize_model(checkpoint, tokens, RECIPES[name], writer, Resources(device, disk=room, workers=workers))
+    resources, hidden_size = Resources(device, workers=workers), checkpoint.config.fields["hidden_size"]
+    room = place_for_windows(tuple(tokens.shape), hidden_size, RECIPES[name], resources, args.disk)
+    quantize_model(checkpoint, tokens, RECIPES[name], writer, replace(resources, disk=room))
     torch.cuda.synchronize()
     workers.wait()
     elapsed = time.perf_counter() - start
     layers = checkpoint.config.num_layers
-    floor = operations(shape, WINDOWS * LENGTH, LENGTH, True, layers) / rate / workers.count
+    floor = floor_s(shape, name, layers, rate) / workers.count
     row = {
         "shape": shape, "recipe": name, "layers": layers, "of_layers": SHAPES[shape][-1], "gpus": workers.count,
         "windows": WINDOWS, "length": LENGTH, "elapsed_s": round(elapsed, 2), "floor_s": round(floor, 2),
         "times_floor": round(elapsed / floor, 2),
         "peak_gpu_gib": round(torch.cuda.max_memory_allocated(device) / 2**30, 2),
-        "peak_host_gib": round(peak_host_gib(), 2), "host_gib": args.host_gib,
+        **host.close(), "host_gib": host_gib(),
         "windows_wait": "on disk" if room else "in memory",
         "read_gb": gigabytes(folder), "written_gb": gigabytes(out), "product_tflops": round(rate / 1e12),
         "device": torch.cuda.get_device_name(), "alone": not args.shared,
@@ -90,15 +95,13 @@ def run(shape, name, args, workers, rate):
     return row
 
 
-def reset_peak_host():
-    """The most memory so far is forgotten (proc(5), clear_refs): making the model took some."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_host_gib():
-    """The most resident memory since then."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 2**20
+def floor_s(shape, name, layers, rate):
+    """Seconds of one GPU that a recipe cannot do without at this rate."""
+    recipe, trained, looked = RECIPES[name], 0, 0
+    if isinstance(recipe.rounding, Learned):
+        trained = recipe.rounding.steps * recipe.rounding.batch * LENGTH
+        looked = (1 + LOOKS) * recipe.rounding.held_out * LENGTH
+    return operations(shape, WINDOWS * LENGTH, LENGTH, True, layers, trained, looked) / rate
 
 
 def gigabytes(folder: Path):

@@ -75,7 +75,8 @@ def _speed() -> str:
 
 def _speed_row(row: dict[str, Any]) -> str:
     seconds = f"{row['elapsed_s']:.0f}{'' if row.get('alone', True) else ' beside other work'}"
-    host = f"of {row['host_gib']:.0f} GiB" if row.get("host_gib") else ""
+    limit = f" of {row['host_gib']:.0f}" if row.get("host_gib") else ""
+    host = f"{row['peak_host_gib']:.0f}{limit} GiB"
     return (
         f"| {row['shape']} | {row['recipe']} | {row['layers']} of {row['of_layers']} | {row['gpus']} "
         f"| {seconds} | {row['floor_s']:.0f} | {row['peak_gpu_gib']:.1f} GiB | {host} |\n"

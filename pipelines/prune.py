@@ -52,7 +52,8 @@ def _resources(recipe: Recipe, checkpoint: Checkpoint, text: Text, folder: Path)
     measured = 0 if isinstance(recipe, DepthRecipe) and recipe.score != "kl" else recipe.windows
     copies = max((checkpoint.config.num_layers + 2) * min(measured, len(text)), 2 * len(text))
     folder.mkdir(parents=True, exist_ok=True)
-    return replace(Resources(device()), disk=place_for(copies * length * hidden * 4, folder))
+    resources = Resources(device())
+    return replace(resources, disk=place_for(copies * resources.host_bytes((1, length, hidden)), folder))
 
 
 def rows(recipe: Recipe, decision: Decision, errors: list[SiteError]) -> Rows:
