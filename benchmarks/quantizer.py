@@ -1,7 +1,8 @@
 """How good the quantizer is, which of its ingredients pay, how fast it is: three tables, three files of rows.
 
     python benchmarks/quantizer.py quality --model SMOLLM2 --windows windows.safetensors [--peers PEERS]
-    python benchmarks/quantizer.py ablation            # of the demo base, on any machine
+    python benchmarks/quantizer.py ablation            # of the demo base, on any machine; or of SmolLM2:
+    … ablation --model SMOLLM2 --windows windows.safetensors --training training.safetensors [--domains sotu wikitext2]
     python benchmarks/quantizer.py speed --shapes 1.8b 7b     # a GPU; torchrun --nproc-per-node 2 for two
     python benchmarks/quantizer.py cpu --model SMOLLM2 --windows windows.safetensors
 
@@ -23,7 +24,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 KEYS = {
     "quality": ("recipe", "domain"),
-    "ablation": ("recipe", "seed"),
+    "ablation": ("model", "recipe", "domain", "seed"),
     "speed": ("shape", "recipe", "layers", "gpus"),
     "cpu": ("recipe",),
 }
@@ -60,6 +61,12 @@ def main():
     parser.add_argument("--peers", type=Path, help="what peers.py wrote")
     parser.add_argument("--taken", type=Path, help="quality: take in what this folder holds, measure nothing")
     parser.add_argument("--recipes", nargs="*", help="only these of ours; without a name none")
+    parser.add_argument("--training", type=Path, help="ablation: draw calibration from it (training_windows.py)")
+    parser.add_argument("--kind", default="sotu", help="ablation: the set of --training that is drawn from")
+    parser.add_argument("--num-windows", type=int, default=128, help="ablation: calibration windows of a draw")
+    parser.add_argument("--seeds", type=int, default=3, help="ablation: draws of a --model's calibration windows")
+    parser.add_argument("--domains", nargs="+", help="ablation: held-out sets of --windows, all without it")
+    parser.add_argument("--held-out", type=int, help="ablation: only so many windows of each")
     parser.add_argument("--shapes", nargs="+", default=["1.8b", "7b"], help="speed: of random_model.py")
     parser.add_argument("--layers", type=int, help="speed: only so many layers")
     parser.add_argument("--host-gib", type=float, help="speed: under this limit on host memory, kept by the kernel")
@@ -82,9 +89,13 @@ def measurement(what):
         import quantizer_speed
 
         return getattr(quantizer_speed, what), lambda _, rows: rows
-    from quantizer_quality import ablation, completed, quality
+    if what == "ablation":
+        from quantizer_ablation import ablation
 
-    return (quality, completed) if what == "quality" else (ablation, lambda _, rows: rows)
+        return ablation, lambda _, rows: rows
+    from quantizer_quality import completed, quality
+
+    return quality, completed
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Divergence from the unquantized model on held-out text: our recipes and the peers', and ours without each part."""
+"""Divergence from the unquantized model on held-out text: our recipes and the peers'."""
 
 import json
 import tempfile
@@ -13,7 +13,7 @@ from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.load import load_model
 from compress.checkpoint.write import ModelWriter
 from compress.evaluate.compare import compare_models
-from compress.quantize.recipe import AwqRecipe, Gptq, Learned, Nearest
+from compress.quantize.recipe import AwqRecipe, Learned, Nearest
 from compress.quantize.resources import Resources
 from compress.quantize.walk import quantize_model
 
@@ -22,16 +22,6 @@ DEMO = ROOT / "examples" / "demo"
 NEAREST = Nearest(method="nearest")
 PLAIN = {"scale": None, "clip": None, "feedback": None, "rounding": NEAREST}
 OURS = {"rtn": PLAIN, "awq-light": {}, "awq-best": {"rounding": Learned(method="learned")}}
-WITHOUT = {
-    "whole": {},
-    "no scales": {"scale": None},
-    "no clipping": {"clip": None},
-    "no feedback": {"feedback": None},
-    "no refinement": {"rounding": Gptq(method="gptq", refine=0)},
-    "no compensation": {"rounding": NEAREST},
-    "less damping": {"damping": 0.05},
-    "plain rounding": PLAIN,
-}
 RESULT, SCORES = "quantizer_quality.json", "quantizer_quality_windows.safetensors"
 NOT_RUN = "not run"
 EXPECTED = (  # a peer that nobody ran has a row that says so
@@ -118,37 +108,3 @@ def peer_row(name, row):
 def scored(folder, base, windows, domains):
     variant = load_model(folder, device=device())
     return {domain: compare_models(variant, base, windows[domain].to(device())) for domain in domains}
-
-
-def ablation(args):
-    """The demo base, three draws of calibration text: the divergence on held-out text without each ingredient."""
-    from tokenizers import Tokenizer
-
-    from compress.checkpoint.tokenizer import write_tokenizer
-    from compress.corpus import CorpusRecipe, make_windows, read_documents
-
-    rows = []
-    with tempfile.TemporaryDirectory() as work:
-        write_tokenizer(DEMO / "base", Path(work))
-        tokenizer = Tokenizer.from_file(str(Path(work, "tokenizer.json")))
-
-        def windows(name, count, seed):
-            recipe = CorpusRecipe(source=f"examples/demo/text/{name}.jsonl", windows=count, length=256, seed=seed)
-            return torch.from_numpy(make_windows(read_documents(recipe, ROOT), tokenizer, recipe).tokens).long()
-
-        held_out, base = windows("evaluation", 64, 0).to(device()), load_model(DEMO / "base", device=device())
-        for seed in range(3):
-            calibration = windows("calibration", 128, seed)
-            for name in args.recipes or WITHOUT:
-                out = Path(work, f"{name}-{seed}")
-                seconds = made(DEMO / "base", calibration, AwqRecipe(**WITHOUT[name]), out)
-                means = compare_models(load_model(out, device=device()), base, held_out).means()
-                rows.append({"recipe": name, "seed": seed, "kl_nats": means["kl_nats"], "elapsed_s": round(seconds, 1)})
-                print(rows[-1], flush=True)
-    yield with_cost(rows)
-
-
-def with_cost(rows):
-    """Each row's divergence above the whole recipe's on the same calibration text."""
-    whole = {row["seed"]: row["kl_nats"] for row in rows if row["recipe"] == "whole"}
-    return [row | {"kl_above_whole": row["kl_nats"] - whole[row["seed"]]} for row in rows] if whole else rows

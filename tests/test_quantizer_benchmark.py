@@ -14,10 +14,14 @@ import torch
 from benchmark_windows import write_windows
 from house import ROOT
 from safetensors.numpy import load_file
+from test_resume import quantized
 from tiny import CONFIG, write_internlm2
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+
+from compress.quantize import layer as layers
+from compress.quantize.recipe import AwqRecipe
 
 RESULT, SCORES = "quantizer_quality.json", "quantizer_quality_windows.safetensors"
 
@@ -161,3 +165,65 @@ def test_a_limit_that_nothing_keeps_is_refused(benchmark, tmp_path, monkeypatch)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit, match="run torchrun in one"):
         module.run_limited(24, ["true"])
+
+
+# --- ingredients
+
+
+def ablation(model, windows, out, *options):
+    command = [sys.executable, "benchmarks/quantizer.py", "ablation", "--model", model, "--windows", windows]
+    command = [str(part) for part in [*command, "--out", out, *options]]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_each_ingredient_has_a_row_a_draw_and_domain_beside_the_whole_recipe(model, benchmark, tmp_path):
+    windows = tmp_path / "windows.safetensors"
+    write_windows(windows, 16, calibration=16, a=3, b=4)
+    variants = [name for name in benchmark("quantizer_ablation").VARIANTS if name not in {"and learned rounding"}]
+    options = ["--num-windows", "8", "--seeds", "2", "--domains", "b", "--held-out", "2", "--recipes", *variants]
+    done = ablation(model, windows, tmp_path, *options)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "quantizer_ablation.json").read_text())
+    assert [(row["seed"], row["recipe"], row["domain"]) for row in found] == [
+        (seed, name, "b") for seed in range(2) for name in variants
+    ]
+    whole = {row["seed"]: row["kl_nats"] for row in found if row["recipe"] == "whole"}
+    assert whole[0] != whole[1]
+    for row in found:
+        assert np.isclose(row["kl_above_whole"], row["kl_nats"] - whole[row["seed"]])
+        assert row["kl_above_whole_low"] <= row["kl_above_whole"] <= row["kl_above_whole_high"]
+        assert (row["kl_above_whole"] == 0) == (row["recipe"] == "whole")  # each switch changes something
+
+
+def test_draws_that_are_nearly_the_same_are_refused(model, tmp_path):
+    windows = tmp_path / "windows.safetensors"
+    write_windows(windows, 16, calibration=16, a=3)
+    refused = ablation(model, windows, tmp_path)
+    assert "--num-windows: 128 of 16 calibration windows are nearly the same in every draw; give 8" in refused.stderr
+    refused = ablation(model, windows, tmp_path, "--domains", "b")
+    assert f"--domains: b: not held out in {windows}; there are a" in refused.stderr
+
+
+def test_on_float_inputs_what_was_rounded_before_makes_no_difference(model, benchmark, tmp_path):
+    switch = benchmark("quantizer_ablation").float_inputs
+    recipes = [AwqRecipe(feedback=None), AwqRecipe(feedback=None, scale=None, clip=None)]
+
+    def plain_errors(name):
+        return [[e.nearest_error for e in quantized(model, tmp_path / f"{name}{n}", r)] for n, r in enumerate(recipes)]
+
+    one, other = plain_errors("rounded")
+    assert one != other
+    with switch():
+        one, other = plain_errors("float")
+    assert one == other
+
+
+def test_the_factor_of_columns_as_they_come_is_a_factor(benchmark):
+    x = torch.randn(200, 32, generator=torch.Generator().manual_seed(0))
+    H = x.t() @ x
+    with benchmark("quantizer_ablation").columns_as_they_come():
+        factor = layers.factorize(H, "here")
+    assert torch.equal(factor.order, torch.arange(32))
+    assert torch.allclose(factor.U.t() @ factor.U, H.inverse(), atol=1e-5)
+    assert torch.equal(factor.U, factor.U.triu())
+    assert torch.allclose(factor.solve(H), torch.eye(32), atol=1e-4)
