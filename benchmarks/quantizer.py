@@ -26,7 +26,7 @@ KEYS = {
     "quality": ("recipe", "domain"),
     "ablation": ("model", "recipe", "domain", "seed"),
     "speed": ("shape", "recipe", "layers", "gpus"),
-    "cpu": ("recipe",),
+    "cpu": ("recipe", "layout"),
 }
 
 

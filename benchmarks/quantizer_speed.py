@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from dataclasses import replace
@@ -14,6 +15,7 @@ from quality_windows import read_windows
 from random_model import SHAPES, VOCAB, operations, write_model
 
 from compress.checkpoint.checkpoint import Checkpoint
+from compress.checkpoint.convert import write_in_layout
 from compress.checkpoint.runner import LayerRunner
 from compress.checkpoint.write import ModelWriter
 from compress.quantize.learned import LOOKS
@@ -142,27 +144,36 @@ def profiled():
 
 
 def cpu(args):
-    """Quantizing SmolLM2 beside the forward passes of the two models that it goes with, in one run on this machine."""
+    """Quantizing SmolLM2 beside the forward passes of the two models that it goes with, in one run on this machine.
+
+    A row after each layout: the model is read and written in it.
+    """
     tokens = read_windows(args.windows)["calibration"][:32, :512].contiguous()
-    checkpoint = Checkpoint(args.model)
+    for layout in ("llama", "internlm2"):
+        with tempfile.TemporaryDirectory(dir=args.disk) as work:
+            model, out = Path(work, "model"), Path(work, "w4")
+            model.mkdir(), out.mkdir()
+            write_in_layout(args.model, layout, model)
+            checkpoint = Checkpoint(model)
+            forward = forward_s(checkpoint, tokens)
+            start = time.perf_counter()
+            writer = ModelWriter(out, checkpoint.config.replace(torch_dtype="float16"), layout)
+            quantize_model(checkpoint, tokens, AwqRecipe(group_size=64), writer)
+            elapsed = time.perf_counter() - start
+        yield [{
+            "recipe": "awq-light", "model": "SmolLM2-135M", "layout": layout, "windows": 32, "length": 512,
+            "threads": torch.get_num_threads(), "alone": not args.shared,
+            "forward_s": round(forward, 1), "elapsed_s": round(elapsed, 1),
+            "times_two_forwards": round(elapsed / (2 * forward), 2),
+        }]  # fmt: skip
+
+
+def forward_s(checkpoint, tokens):
+    """Seconds of taking the windows through the float model, a layer at a time as quantizing does."""
     runner = LayerRunner(checkpoint, "cpu", 8)
     hidden = runner.embed(tokens)
     start = time.perf_counter()
     for n in range(checkpoint.config.num_layers):
         hidden = runner.run(runner.load(n), hidden)
         runner.release(n)
-    forward = time.perf_counter() - start
-    out = args.disk / "smollm2-w4"
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir()
-    start = time.perf_counter()
-    writer = ModelWriter(out, checkpoint.config.replace(torch_dtype="float16"), "llama")
-    quantize_model(checkpoint, tokens, AwqRecipe(group_size=64), writer)
-    elapsed = time.perf_counter() - start
-    shutil.rmtree(out)
-    yield [{
-        "recipe": "awq-light", "model": "SmolLM2-135M", "windows": 32, "length": 512,
-        "threads": torch.get_num_threads(),
-        "forward_s": round(forward, 1), "elapsed_s": round(elapsed, 1),
-        "times_two_forwards": round(elapsed / (2 * forward), 2),
-    }]  # fmt: skip
+    return time.perf_counter() - start

@@ -73,6 +73,13 @@ def _speed() -> str:
     return "\n" + head + "".join(_speed_row(row) for row in rows)
 
 
+def _processor() -> str:
+    """Two cores' seconds beside the forward passes, a layout after the other."""
+    rows = _read("benchmarks/results/quantizer_cpu.json")
+    times = " and ".join(f"{row['times_two_forwards']:.1f} times in the layout {row['layout']}" for row in rows)
+    return f"{rows[0]['elapsed_s']:.0f} s on {rows[0]['threads']} CPU cores; of the two forward passes alone, {times}"
+
+
 def _speed_row(row: dict[str, Any]) -> str:
     seconds = f"{row['elapsed_s']:.0f}{'' if row.get('alone', True) else ' beside other work'}"
     limit = f" of {row['host_gib']:.0f}" if row.get("host_gib") else ""
@@ -238,6 +245,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "recipes": _recipes,
     "quality": _quality,
     "speed": _speed,
+    "processor": _processor,
     "distilled": _distilled,
     "taught": _taught,
     "trained": _trained,

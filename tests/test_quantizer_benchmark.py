@@ -16,6 +16,7 @@ from house import ROOT
 from safetensors.numpy import load_file
 from test_resume import quantized
 from tiny import CONFIG, write_internlm2
+from tiny_repository import write_source
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
@@ -227,3 +228,16 @@ def test_the_factor_of_columns_as_they_come_is_a_factor(benchmark):
     assert torch.allclose(factor.U.t() @ factor.U, H.inverse(), atol=1e-5)
     assert torch.equal(factor.U, factor.U.triu())
     assert torch.allclose(factor.solve(H), torch.eye(32), atol=1e-4)
+
+
+def test_a_processor_is_timed_in_both_layouts(tmp_path):
+    write_source(tmp_path / "model")
+    windows = tmp_path / "windows.safetensors"
+    write_windows(windows, 16, calibration=4)
+    options = ["--model", tmp_path / "model", "--windows", windows, "--out", tmp_path, "--disk", tmp_path]
+    command = [sys.executable, "benchmarks/quantizer.py", "cpu", *map(str, options)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "quantizer_cpu.json").read_text())
+    assert [row["layout"] for row in found] == ["llama", "internlm2"]
+    assert all(row["elapsed_s"] > 0 for row in found)
