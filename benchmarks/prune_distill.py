@@ -28,8 +28,9 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import numpy as np
 import torch
+from quality_scores import DRAWS
 from quantizer import save, table
-from quantizer_quality import DRAWS, device, device_name, made
+from quantizer_quality import device, device_name, made
 from transformers import GenerationConfig
 
 from compress.checkpoint.checkpoint import Checkpoint

@@ -24,9 +24,10 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import numpy as np
 import torch
+from quality_scores import DRAWS
 from quality_windows import read_windows
 from quantizer import save, table
-from quantizer_quality import DRAWS, device, device_name, made, scored
+from quantizer_quality import device, device_name, made, scored
 
 from compress.checkpoint.load import load_model
 from compress.distill.quantized import load_quantized, write_quantized

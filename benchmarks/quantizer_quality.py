@@ -1,19 +1,19 @@
-"""Divergence from the unquantized model on held-out text: our recipes and the peers', and ours without each part."""
+"""Divergence from the unquantized model on held-out text: our recipes and the peers'."""
 
 import json
 import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
+from quality_scores import Scores
 from quality_windows import read_windows
 
 from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.load import load_model
 from compress.checkpoint.write import ModelWriter
 from compress.evaluate.compare import compare_models
-from compress.quantize.recipe import AwqRecipe, Gptq, Learned, Nearest
+from compress.quantize.recipe import AwqRecipe, Learned, Nearest
 from compress.quantize.resources import Resources
 from compress.quantize.walk import quantize_model
 
@@ -22,17 +22,8 @@ DEMO = ROOT / "examples" / "demo"
 NEAREST = Nearest(method="nearest")
 PLAIN = {"scale": None, "clip": None, "feedback": None, "rounding": NEAREST}
 OURS = {"rtn": PLAIN, "awq-light": {}, "awq-best": {"rounding": Learned(method="learned")}}
-WITHOUT = {
-    "whole": {},
-    "no scales": {"scale": None},
-    "no clipping": {"clip": None},
-    "no feedback": {"feedback": None},
-    "no refinement": {"rounding": Gptq(method="gptq", refine=0)},
-    "no compensation": {"rounding": NEAREST},
-    "less damping": {"damping": 0.05},
-    "plain rounding": PLAIN,
-}
-DRAWS = 10_000
+RESULT, SCORES = "quantizer_quality.json", "quantizer_quality_windows.safetensors"
+NOT_RUN = "not run"
 EXPECTED = (  # a peer that nobody ran has a row that says so
     "lmdeploy", "lmdeploy-search", "autoround-200", "llmcompressor-awq", "llmcompressor-gptq", "llmcompressor-awq-gptq",
 )  # fmt: skip
@@ -60,28 +51,47 @@ def made(model, tokens, recipe, out):
 
 
 def quality(args):
-    """A row a recipe and domain; a peer that made no weights has its reason in a row."""
+    """After each recipe its rows, one a domain; a peer that made no weights has its reason in them.
+
+    The scores of its windows are in SCORES by then: whoever is measured in another call is paired with them.
+    """
     windows = read_windows(args.windows)
+    scores = Scores.on(args.out / SCORES, windows)
+    if args.taken:
+        scores.take(Scores(args.taken / SCORES))
+        yield [
+            row
+            for row in json.loads((args.taken / RESULT).read_text())
+            if not (row["reason"] or "").startswith(NOT_RUN)
+        ]
+        return
     domains = [name for name in windows if not name.startswith("calibration")]
+    peers = peer_rows(args.peers, args.out / RESULT, scores.digests["calibration"])
     base = load_model(args.model, device=device())
-    scores, facts = {}, {}
     with tempfile.TemporaryDirectory() as work:
         for name in OURS if args.recipes is None else args.recipes:
             recipe = AwqRecipe(group_size=64, **OURS[name])
             seconds = made(args.model, windows["calibration"], recipe, Path(work, name))
-            facts[name] = {"elapsed_s": round(seconds, 1)}
-            scores[name] = scored(Path(work, name), base, windows, domains)
-            print(name, facts[name], {d: round(scores[name][d].kl_nats.mean().item(), 4) for d in domains}, flush=True)
-    for name, row in peer_rows(args.peers, args.out / "quantizer_quality.json").items():
-        facts[name] = row
-        if row["reason"] is None:
-            scores[name] = scored(args.peers / name, base, windows, domains)
-    return [quality_row(name, domain, scores, facts[name]) for name in facts for domain in domains]
+            scores.put(name, scored(Path(work, name), base, windows, domains))
+            facts = {"elapsed_s": round(seconds, 1), "alone": not args.shared, "device": device_name(), "reason": None}
+            yield [{"recipe": name, "domain": domain} | facts for domain in domains]
+    for name, facts in peers.items():
+        scores.put(name, scored(args.peers / name, base, windows, domains) if facts["reason"] is None else {})
+        yield [{"recipe": name, "domain": domain} | facts for domain in domains]
 
 
-def peer_rows(folder, result):
-    """Seconds, or the reason why there are none, of every peer; those that an earlier call has rows of keep them."""
+def completed(out, rows):
+    """All rows, their figures made anew from the scores that lie beside them."""
+    return Scores(out / SCORES).complete(rows)
+
+
+def peer_rows(folder, result, calibration):
+    """What is known of every peer but its scores, or why there are none; those that have rows and did not run again
+    keep them."""
     ran = {row["recipe"]: row for row in json.loads((folder / "peers.json").read_text())} if folder else {}
+    for name, row in ran.items():
+        if row["error"] is None and row["calibration"]["sha256"] != calibration:
+            raise SystemExit(f"{folder / name}: made on other calibration windows; make it on those of --windows")
     before = {row["recipe"] for row in json.loads(result.read_text())} if result.exists() else set()
     missing = [name for name in EXPECTED if name not in ran and name not in before]
     return {name: peer_row(name, ran.get(name)) for name in [*ran, *missing]}
@@ -89,66 +99,12 @@ def peer_rows(folder, result):
 
 def peer_row(name, row):
     if row and row["error"] is None:
-        return {"elapsed_s": row["elapsed_s"] if row["alone"] else None, "reason": None}
-    reasons = [row["error"] if row else "not run", ELSEWHERE.get(name)]
-    return {"elapsed_s": None, "reason": "; ".join(reason for reason in reasons if reason)}
+        return {key: row[key] for key in ("elapsed_s", "alone", "device")} | {"reason": None}
+    reasons = [row["error"] if row else NOT_RUN, ELSEWHERE.get(name)]
+    reason = "; ".join(reason for reason in reasons if reason)
+    return {"elapsed_s": None, "alone": None, "device": device_name(), "reason": reason}
 
 
 def scored(folder, base, windows, domains):
     variant = load_model(folder, device=device())
     return {domain: compare_models(variant, base, windows[domain].to(device())) for domain in domains}
-
-
-def quality_row(name, domain, scores, facts):
-    """Means over windows, with 95 % intervals by a bootstrap over them; the same draws for every recipe: paired."""
-    row = {"recipe": name, "domain": domain}
-    if name in scores:
-        kl = scores[name][domain].kl_nats.cpu().numpy()
-        low, high = interval(kl)
-        row |= {"kl_nats": float(kl.mean()), "kl_low": low, "kl_high": high}
-        if "awq-best" in scores:
-            less = kl - scores["awq-best"][domain].kl_nats.cpu().numpy()
-            row |= dict(zip(("kl_above_best_low", "kl_above_best_high"), interval(less), strict=True))
-        means = scores[name][domain].means()
-        row |= {"top1": means["top1_agreement"], "perplexity": means["perplexity"]}
-    return row | {"elapsed_s": facts["elapsed_s"], "device": device_name(), "reason": facts.get("reason")}
-
-
-def interval(values):
-    draws = np.random.default_rng(0).integers(0, len(values), (DRAWS, len(values)))
-    low, high = np.percentile(values[draws].mean(1), [2.5, 97.5])
-    return float(low), float(high)
-
-
-def ablation(args):
-    """The demo base, three draws of calibration text: the divergence on held-out text without each ingredient."""
-    from tokenizers import Tokenizer
-
-    from compress.checkpoint.tokenizer import write_tokenizer
-    from compress.corpus import CorpusRecipe, make_windows, read_documents
-
-    rows = []
-    with tempfile.TemporaryDirectory() as work:
-        write_tokenizer(DEMO / "base", Path(work))
-        tokenizer = Tokenizer.from_file(str(Path(work, "tokenizer.json")))
-
-        def windows(name, count, seed):
-            recipe = CorpusRecipe(source=f"examples/demo/text/{name}.jsonl", windows=count, length=256, seed=seed)
-            return torch.from_numpy(make_windows(read_documents(recipe, ROOT), tokenizer, recipe).tokens).long()
-
-        held_out, base = windows("evaluation", 64, 0).to(device()), load_model(DEMO / "base", device=device())
-        for seed in range(3):
-            calibration = windows("calibration", 128, seed)
-            for name in args.recipes or WITHOUT:
-                out = Path(work, f"{name}-{seed}")
-                seconds = made(DEMO / "base", calibration, AwqRecipe(**WITHOUT[name]), out)
-                means = compare_models(load_model(out, device=device()), base, held_out).means()
-                rows.append({"recipe": name, "seed": seed, "kl_nats": means["kl_nats"], "elapsed_s": round(seconds, 1)})
-                print(rows[-1], flush=True)
-    return with_cost(rows)
-
-
-def with_cost(rows):
-    """Each row's divergence above the whole recipe's on the same calibration text."""
-    whole = {row["seed"]: row["kl_nats"] for row in rows if row["recipe"] == "whole"}
-    return [row | {"kl_above_whole": row["kl_nats"] - whole[row["seed"]]} for row in rows] if whole else rows

@@ -2,17 +2,23 @@
 
 import json
 import shutil
+import sys
+import tempfile
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from host_memory import HostPeak, host_gib, is_limited_to, run_limited
 from quality_windows import read_windows
 from random_model import SHAPES, VOCAB, operations, write_model
 
 from compress.checkpoint.checkpoint import Checkpoint
+from compress.checkpoint.convert import write_in_layout
 from compress.checkpoint.runner import LayerRunner
 from compress.checkpoint.write import ModelWriter
+from compress.quantize.learned import LOOKS
 from compress.quantize.recipe import AwqRecipe, Learned
 from compress.quantize.resources import Resources, place_for_windows
 from compress.quantize.walk import quantize_model
@@ -23,11 +29,16 @@ WINDOWS, LENGTH = 128, 2048
 
 
 def speed(args):
-    """A row a shape and recipe; with torchrun the first process reports."""
+    """A row after each shape and recipe; with torchrun the first process reports."""
+    if args.host_gib and not is_limited_to(args.host_gib):
+        raise SystemExit(run_limited(args.host_gib, [sys.executable, *sys.argv]))
     workers = Workers.started()
     rate = product_rate()
-    rows = [run(shape, name, args, workers, rate) for shape in args.shapes for name in args.recipes or ["awq-light"]]
-    return rows if workers.rank == 0 else []
+    for shape in args.shapes:
+        for name in args.recipes or ["awq-light"]:
+            row = run(shape, name, args, workers, rate)
+            if workers.rank == 0:
+                yield [row]
 
 
 def product_rate():
@@ -56,25 +67,24 @@ def run(shape, name, args, workers, rate):
     seconds = profiled() if args.profile else {}
     device = f"cuda:{workers.rank}"
     torch.cuda.reset_peak_memory_stats(device)
-    reset_peak_host()
+    host = HostPeak()
     start = time.perf_counter()
     checkpoint = Checkpoint(folder)
     writer = ModelWriter(out, checkpoint.config.replace(torch_dtype="float16"), "internlm2")
-    room = place_for_windows(
-        tuple(tokens.shape), checkpoint.config.fields["hidden_size"], RECIPES[name], workers, args.disk
-    )
-    quantize_model(checkpoint, tokens, RECIPES[name], writer, Resources(device, disk=room, workers=workers))
+    resources, hidden_size = Resources(device, workers=workers), checkpoint.config.fields["hidden_size"]
+    room = place_for_windows(tuple(tokens.shape), hidden_size, RECIPES[name], resources, args.disk)
+    quantize_model(checkpoint, tokens, RECIPES[name], writer, replace(resources, disk=room))
     torch.cuda.synchronize()
     workers.wait()
     elapsed = time.perf_counter() - start
     layers = checkpoint.config.num_layers
-    floor = operations(shape, WINDOWS * LENGTH, LENGTH, True, layers) / rate / workers.count
+    floor = floor_s(shape, name, layers, rate) / workers.count
     row = {
         "shape": shape, "recipe": name, "layers": layers, "of_layers": SHAPES[shape][-1], "gpus": workers.count,
         "windows": WINDOWS, "length": LENGTH, "elapsed_s": round(elapsed, 2), "floor_s": round(floor, 2),
         "times_floor": round(elapsed / floor, 2),
         "peak_gpu_gib": round(torch.cuda.max_memory_allocated(device) / 2**30, 2),
-        "peak_host_gib": round(peak_host_gib(), 2), "host_gib": args.host_gib,
+        **host.close(), "host_gib": host_gib(),
         "windows_wait": "on disk" if room else "in memory",
         "read_gb": gigabytes(folder), "written_gb": gigabytes(out), "product_tflops": round(rate / 1e12),
         "device": torch.cuda.get_device_name(), "alone": not args.shared,
@@ -87,15 +97,13 @@ def run(shape, name, args, workers, rate):
     return row
 
 
-def reset_peak_host():
-    """The most memory so far is forgotten (proc(5), clear_refs): making the model took some."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_host_gib():
-    """The most resident memory since then."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 2**20
+def floor_s(shape, name, layers, rate):
+    """Seconds of one GPU that a recipe cannot do without at this rate."""
+    recipe, trained, looked = RECIPES[name], 0, 0
+    if isinstance(recipe.rounding, Learned):
+        trained = recipe.rounding.steps * recipe.rounding.batch * LENGTH
+        looked = (1 + LOOKS) * recipe.rounding.held_out * LENGTH
+    return operations(shape, WINDOWS * LENGTH, LENGTH, True, layers, trained, looked) / rate
 
 
 def gigabytes(folder: Path):
@@ -136,27 +144,36 @@ def profiled():
 
 
 def cpu(args):
-    """Quantizing SmolLM2 beside the forward passes of the two models that it goes with, in one run on this machine."""
+    """Quantizing SmolLM2 beside the forward passes of the two models that it goes with, in one run on this machine.
+
+    A row after each layout: the model is read and written in it.
+    """
     tokens = read_windows(args.windows)["calibration"][:32, :512].contiguous()
-    checkpoint = Checkpoint(args.model)
+    for layout in ("llama", "internlm2"):
+        with tempfile.TemporaryDirectory(dir=args.disk) as work:
+            model, out = Path(work, "model"), Path(work, "w4")
+            model.mkdir(), out.mkdir()
+            write_in_layout(args.model, layout, model)
+            checkpoint = Checkpoint(model)
+            forward = forward_s(checkpoint, tokens)
+            start = time.perf_counter()
+            writer = ModelWriter(out, checkpoint.config.replace(torch_dtype="float16"), layout)
+            quantize_model(checkpoint, tokens, AwqRecipe(group_size=64), writer)
+            elapsed = time.perf_counter() - start
+        yield [{
+            "recipe": "awq-light", "model": "SmolLM2-135M", "layout": layout, "windows": 32, "length": 512,
+            "threads": torch.get_num_threads(), "alone": not args.shared,
+            "forward_s": round(forward, 1), "elapsed_s": round(elapsed, 1),
+            "times_two_forwards": round(elapsed / (2 * forward), 2),
+        }]  # fmt: skip
+
+
+def forward_s(checkpoint, tokens):
+    """Seconds of taking the windows through the float model, a layer at a time as quantizing does."""
     runner = LayerRunner(checkpoint, "cpu", 8)
     hidden = runner.embed(tokens)
     start = time.perf_counter()
     for n in range(checkpoint.config.num_layers):
         hidden = runner.run(runner.load(n), hidden)
         runner.release(n)
-    forward = time.perf_counter() - start
-    out = args.disk / "smollm2-w4"
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir()
-    start = time.perf_counter()
-    writer = ModelWriter(out, checkpoint.config.replace(torch_dtype="float16"), "llama")
-    quantize_model(checkpoint, tokens, AwqRecipe(group_size=64), writer)
-    elapsed = time.perf_counter() - start
-    shutil.rmtree(out)
-    return [{
-        "recipe": "awq-light", "model": "SmolLM2-135M", "windows": 32, "length": 512,
-        "threads": torch.get_num_threads(),
-        "forward_s": round(forward, 1), "elapsed_s": round(elapsed, 1),
-        "times_two_forwards": round(elapsed / (2 * forward), 2),
-    }]  # fmt: skip
+    return time.perf_counter() - start

@@ -69,15 +69,23 @@ def linear(rows: int, columns: int) -> Tensor:
     return (torch.randn(rows, columns, device=device) / columns**0.5).bfloat16().cpu()
 
 
-def operations(shape: str, tokens: int, length: int, feedback: bool, num_layers: int) -> float:
+def operations(
+    shape: str, tokens: int, length: int, feedback: bool, num_layers: int, trained: int = 0, looked: int = 0
+) -> float:
     """Floating-point operations that calibration cannot do without: each model once, and its statistics.
 
     The rounded and, with feedback, the float model's forward pass; H = xᵀx of every site and, with feedback, the two
-    products that say how far the models are apart. Searches and rounding are left out: they read H, not tokens.
+    products that say how far the models are apart. Searches and rounding are left out: they read H, not tokens. Where
+    rounding is learned, so many tokens in sum are `trained` on (forward, the gradients of weights, and of inputs where
+    a linear lies before them) and `looked` at, forward alone, to choose the step.
     """
     hidden, inter, heads, kv_heads, _ = SHAPES[shape]
-    weights = hidden * (heads + 2 * kv_heads) * (hidden // heads) + hidden * hidden + 3 * hidden * inter
-    forward = 2 * weights + 2 * length * hidden  # causal attention: half of two products of length × hidden
+    qkv = hidden * (heads + 2 * kv_heads) * (hidden // heads)
+    weights = qkv + hidden * hidden + 3 * hidden * inter
+    attention = 2 * length * hidden  # causal: half of two products of length × hidden
+    forward = 2 * weights + attention
     grams = 2 * (3 * hidden**2 + inter**2)
     drift = grams + 2 * (hidden * hidden + hidden * inter)
-    return float(num_layers * tokens * (forward * (1 + feedback) + grams + feedback * drift))
+    calibration = tokens * (forward * (1 + feedback) + grams + feedback * drift)
+    training = trained * (3 * forward - 2 * qkv) + looked * forward
+    return float(num_layers * (calibration + training))

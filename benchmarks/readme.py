@@ -61,6 +61,7 @@ def _quality_row(recipe: str, found: dict[str, Any], domains: list[str]) -> str:
         return f"| {recipe} | {first['reason']} |{' |' * len(domains)}\n"
     kl = " | ".join(f"{found[domain]['kl_nats']:.4f}" for domain in domains)
     seconds = "not timed" if first["elapsed_s"] is None else f"{first['elapsed_s']:.0f}"
+    seconds += " beside other work" if first.get("alone") is False else ""
     seconds += ", CPU" if first["device"] == "cpu" else ""
     return f"| {recipe} | {kl} | {seconds} |\n"
 
@@ -72,9 +73,17 @@ def _speed() -> str:
     return "\n" + head + "".join(_speed_row(row) for row in rows)
 
 
+def _processor() -> str:
+    """Two cores' seconds beside the forward passes, a layout after the other."""
+    rows = _read("benchmarks/results/quantizer_cpu.json")
+    times = " and ".join(f"{row['times_two_forwards']:.1f} times in the layout {row['layout']}" for row in rows)
+    return f"{rows[0]['elapsed_s']:.0f} s on {rows[0]['threads']} CPU cores; of the two forward passes alone, {times}"
+
+
 def _speed_row(row: dict[str, Any]) -> str:
     seconds = f"{row['elapsed_s']:.0f}{'' if row.get('alone', True) else ' beside other work'}"
-    host = f"of {row['host_gib']:.0f} GiB" if row.get("host_gib") else ""
+    limit = f" of {row['host_gib']:.0f}" if row.get("host_gib") else ""
+    host = f"{row['peak_host_gib']:.0f}{limit} GiB"
     return (
         f"| {row['shape']} | {row['recipe']} | {row['layers']} of {row['of_layers']} | {row['gpus']} "
         f"| {seconds} | {row['floor_s']:.0f} | {row['peak_gpu_gib']:.1f} GiB | {host} |\n"
@@ -250,6 +259,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "recipes": _recipes,
     "quality": _quality,
     "speed": _speed,
+    "processor": _processor,
     "distilled": _distilled,
     "taught": _taught,
     "trained": _trained,

@@ -51,7 +51,8 @@ def _resources(recipe: Recipe, checkpoint: Checkpoint, text: Text, folder: Path)
     hidden, length = int(checkpoint.config.fields["hidden_size"]), text.tokens.shape[1]
     waiting = most_waiting(recipe, checkpoint.config.num_layers, len(text))
     folder.mkdir(parents=True, exist_ok=True)
-    return replace(Resources(device()), disk=place_for(waiting * length * hidden * 4, folder))
+    resources = Resources(device())
+    return replace(resources, disk=place_for(waiting * resources.host_bytes((1, length, hidden)), folder))
 
 
 def rows(recipe: Recipe, decision: Decision, errors: list[SiteError]) -> Rows:

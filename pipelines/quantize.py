@@ -6,7 +6,7 @@
 import glob
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -118,8 +118,9 @@ def quantizer(
             smoothed = quantize_to_int8(checkpoint, tokens, recipe, writer, device=device(), progress=show)
             return [asdict(error) for error in smoothed], plots.linear_errors
         assert isinstance(recipe, AwqRecipe)
-        place = place_for_windows(tokens.shape, config.fields["hidden_size"], recipe, workers, folder.parent)
-        resources = Resources(device(workers.rank), disk=place, workers=workers)
+        resources = Resources(device(workers.rank), workers=workers)
+        place = place_for_windows(tokens.shape, config.fields["hidden_size"], recipe, resources, folder.parent)
+        resources = replace(resources, disk=place)
         counted = None if windows.mask is None else torch.from_numpy(windows.predicts)
         errors = quantize_model(checkpoint, tokens, recipe, writer, resources, show, journal, counted)
         return [asdict(error) for error in errors], plots.linear_errors

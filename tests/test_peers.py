@@ -141,18 +141,21 @@ def test_a_program_that_cannot_run_leaves_a_row_with_the_reason(windows, tmp_pat
     assert not (out / "lmdeploy").exists()
 
 
-def test_every_peer_has_a_row_and_what_others_slowed_has_no_seconds(benchmark, tmp_path):
+def test_every_peer_has_a_row_that_says_whether_others_slowed_it(benchmark, tmp_path):
     quality = benchmark("quantizer_quality")
-    ran = {"error": None, "elapsed_s": 3.0}
+    ran = {"error": None, "elapsed_s": 3.0, "device": "a GPU", "calibration": {"sha256": "c0"}}
     peers = [{"recipe": "lmdeploy", "alone": True, **ran}, {"recipe": "autoround-200", "alone": False, **ran}]
     (tmp_path / "peers.json").write_text(json.dumps(peers))
-    rows = quality.peer_rows(tmp_path, tmp_path / "none.json")
+    rows = quality.peer_rows(tmp_path, tmp_path / "none.json", "c0")
     assert set(rows) == set(quality.EXPECTED)
-    assert rows["lmdeploy"] == {"elapsed_s": 3.0, "reason": None}
-    assert rows["autoround-200"] == {"elapsed_s": None, "reason": None}
+    assert rows["lmdeploy"] == {"elapsed_s": 3.0, "alone": True, "device": "a GPU", "reason": None}
+    assert rows["autoround-200"]["alone"] is False
     assert rows["llmcompressor-gptq"]["reason"] == "not run"
     (tmp_path / "before.json").write_text(json.dumps([{"recipe": name} for name in quality.EXPECTED]))
-    assert set(quality.peer_rows(tmp_path, tmp_path / "before.json")) == {"lmdeploy", "autoround-200"}
+    before = quality.peer_rows(tmp_path, tmp_path / "before.json", "c0")
+    assert set(before) == {"lmdeploy", "autoround-200"}
+    with pytest.raises(SystemExit, match="lmdeploy: made on other calibration windows"):
+        quality.peer_rows(tmp_path, tmp_path / "none.json", "c1")
 
 
 def test_token_ids_that_16_bits_cannot_hold_are_refused_and_nothing_is_written(benchmark, tmp_path):

@@ -15,12 +15,11 @@ from tiny import CONFIG, windows, write_internlm2
 from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.write import ModelWriter
 from compress.errors import CompressError
-from compress.quantize.host import free_memory
+from compress.quantize.host import free_memory, memory_limit
 from compress.quantize.journal import Journal
 from compress.quantize.recipe import AwqRecipe, Learned
-from compress.quantize.resources import Resources, place_for_windows
+from compress.quantize.resources import SHARE_OF_MEMORY, Resources, place_for_windows
 from compress.quantize.walk import quantize_model
-from compress.quantize.workers import ALONE
 
 LEARNED = AwqRecipe(rounding=Learned(method="learned", steps=4, held_out=2))
 RECIPES = {"light": AwqRecipe(), "without feedback": AwqRecipe(feedback=None), "learned": LEARNED}
@@ -143,23 +142,51 @@ def test_another_batch_size_changes_no_more_than_the_order_of_sums_does(tmp_path
 
 
 def test_windows_that_memory_cannot_hold_wait_on_disk(tmp_path):
-    assert place_for_windows((8, 32), 256, AwqRecipe(), ALONE, tmp_path) is None
-    assert place_for_windows((2**20, 2**20), 8192, AwqRecipe(), ALONE, tmp_path) == tmp_path
+    def place(windows, hidden, device="cpu"):
+        return place_for_windows(windows, hidden, AwqRecipe(), Resources(device), tmp_path)
+
+    assert place((8, 32), 256) is None
+    assert place((2**20, 2**20), 8192) == tmp_path
+    numbers = int(SHARE_OF_MEMORY * free_memory()) // 4  # so many fit in 4 bytes; of both models are half as many
+    between = 1 << (numbers.bit_length() - 1)  # at most so many, and twice as many are more
+    assert place((1, between), 1) == tmp_path
+    assert place((1, between), 1, "cuda:0") is None  # in 2 bytes each
+
+
+STAT = "anon 5\nactive_file 300\ninactive_file 700\n"
+
+
+def write_group(folder, limit, names=("memory.max", "memory.current"), stat=STAT):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in zip((*names, "memory.stat"), (limit, "4000", stat), strict=True):
+        (folder / name).write_text(value)
 
 
 def test_memory_is_what_the_narrowest_control_group_around_us_leaves(tmp_path):
     of, inner = tmp_path / "cgroup", tmp_path / "groups" / "slice" / "box"
-    inner.mkdir(parents=True)
     of.write_text("4:memory:/elsewhere\n0::/slice/box\n")
-    stat = "anon 5\nactive_file 300\ninactive_file 700\n"
-    for folder, limit in ((inner, "max"), (inner.parent, "10000")):
-        for name, value in (("memory.max", limit), ("memory.current", "4000"), ("memory.stat", stat)):
-            (folder / name).write_text(value)
+    write_group(inner, "max")
+    write_group(inner.parent, "10000")
     machine = free_memory(tmp_path / "none", of)
     assert machine == pytest.approx(psutil.virtual_memory().available, rel=0.2)
+    assert memory_limit(tmp_path / "none", of) is None
     assert free_memory(tmp_path / "groups", of) == 10_000 - 4_000 + 1_000
+    assert memory_limit(tmp_path / "groups", of) == 10_000
     (inner / "memory.max").write_text("2000")
     assert free_memory(tmp_path / "groups", of) == 2_000 - 4_000 + 1_000
+    assert memory_limit(tmp_path / "groups", of) == 2_000
+
+
+def test_a_limit_of_the_first_version_of_control_groups_counts_too(tmp_path):
+    of, names = tmp_path / "cgroup", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    of.write_text("9:name=systemd:/\n4:memory:/box\n0::/\n")
+    group = tmp_path / "groups" / "memory" / "box"
+    write_group(group.parent, "9223372036854771712", names)
+    write_group(
+        group, "10000", names, "active_file 1\ninactive_file 2\ntotal_active_file 300\ntotal_inactive_file 700\n"
+    )
+    assert memory_limit(tmp_path / "groups", of) == 10_000
+    assert free_memory(tmp_path / "groups", of) == 10_000 - 4_000 + 1_000
 
 
 def test_the_stored_layer_is_the_layer_that_the_windows_went_through(tmp_path, monkeypatch):

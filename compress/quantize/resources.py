@@ -1,5 +1,6 @@
 """What the machine gives the quantizer."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,13 +18,14 @@ SHARE_OF_MEMORY = 0.6  # of what is free: the weights of two layers and the libr
 
 
 def place_for_windows(
-    windows: tuple[int, ...], hidden_size: int, recipe: AwqRecipe, workers: Workers, folder: Path
+    windows: tuple[int, ...], hidden_size: int, recipe: AwqRecipe, resources: "Resources", folder: Path
 ) -> Path | None:
     """A folder on disk for the windows to wait in, or None where memory has room for them."""
     count, length = windows
+    share = -(-count // resources.workers.count)
     copies = 1 + (recipe.feedback is not None) + 2 * isinstance(recipe.rounding, Learned)
-    needed = copies * -(-count // workers.count) * length * hidden_size * 4
-    return place_for(needed * workers.count, folder)
+    needed = copies * resources.host_bytes((share, length, hidden_size))
+    return place_for(needed * resources.workers.count, folder)
 
 
 def place_for(size_bytes: int, folder: Path) -> Path | None:
@@ -50,6 +52,11 @@ class Resources:
     def dtype(self) -> torch.dtype:
         """Of weights and activations: on a GPU what the artifact is served in."""
         return torch.float16 if self.on_gpu else torch.float32
+
+    def host_bytes(self, shape: Shape) -> int:
+        """What windows of this shape take of the host's memory, all of them there."""
+        needed = math.prod(shape) * self.dtype.itemsize
+        return 1 << (needed - 1).bit_length() if self.on_gpu else needed  # torch page-locks powers of two
 
     def room(self, shape: Shape, near_bytes: int = 0) -> HiddenStates:
         """Windows to be filled: on a GPU as many as `near_bytes` hold, others on the host or in an unlinked file."""
