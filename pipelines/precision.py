@@ -8,7 +8,7 @@ import torch
 from compress.distill.recipe import DistillRecipe, GenerateRecipe
 from compress.quantize.precision import multiplies_bfloat16
 
-Recipe = TypeVar("Recipe", DistillRecipe, GenerateRecipe)
+Recipe = TypeVar("Recipe", bound=DistillRecipe | GenerateRecipe)
 
 
 def fitted(recipe: Recipe, place: str) -> Recipe:
