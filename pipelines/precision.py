@@ -22,4 +22,4 @@ def fitted(recipe: Recipe, place: str) -> Recipe:
         return recipe
     told = "precision: bf16 is asked for, and this processor has no instructions for it: products are in float32"
     print(f"turbopress: {told}", file=sys.stderr, flush=True)
-    return recipe.model_copy(update={"precision": "float32"})
+    return recipe.model_copy(update={"precision": "float32"})  # type: ignore[return-value]  # of the same type
