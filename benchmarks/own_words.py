@@ -2,8 +2,8 @@
 
     python benchmarks/own_words.py SMOLLM2 training.safetensors own.safetensors --windows 4096       # a GPU: minutes
 
-Each begins with the first words of a window of `--text` and goes on by sampling. The set is named `own`; beside it
-stands what training_windows.py writes too, with the seconds that the writing took.
+Each begins with the first words of a window of `--text` and goes on by sampling. Beside the file stands what
+training_windows.py writes too, with the seconds that the writing took.
 """
 
 import argparse
@@ -32,19 +32,21 @@ def main():
     parser.add_argument("--prompt-tokens", type=int, default=2, help="of each window, with which it begins")
     parser.add_argument("--temperature", type=float, default=1.0, help="below 1: likelier words")
     parser.add_argument("--batch", type=int, default=2048, help="windows that are written at once")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of beginnings and of what is drawn")
+    parser.add_argument("--name", default="own", help="of the set; another one where two files are trained on")
     args = parser.parse_args()
     sets = read_windows(args.training)
     prompts = torch.cat([sets[name] for name in args.text.split("+")])
-    prompts = prompts[torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0))]
+    prompts = prompts[torch.randperm(len(prompts), generator=torch.Generator().manual_seed(args.seed))]
     recipe = GenerateRecipe(
         windows=args.windows, length=prompts.shape[1], prompt_tokens=args.prompt_tokens, temperature=args.temperature,
-        batch=args.batch, precision="bf16",
+        batch=args.batch, precision="bf16", seed=args.seed,
     )  # fmt: skip
     began = time.perf_counter()
     own = generate(load_model(args.model, device=device()), prompts, recipe).numpy()
     elapsed_s = round(time.perf_counter() - began, 1)
     about = {"text": args.text, "elapsed_s": elapsed_s, "device": device_name(), **recipe.model_dump()}
-    store({"own": own}, {"own": about}, args.out)
+    store({args.name: own}, {args.name: about}, args.out)
     print(f"{args.out}: {args.windows} windows in {elapsed_s} s")
 
 
