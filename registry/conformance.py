@@ -15,7 +15,7 @@ from registry.errors import RegistryError
 
 SUFFIX = ".conformance.json"
 ALIKE = ("artifact", "engine", "windows", "thresholds")  # what two proofs have in common whose cases make one
-REMEDY = "run turbopress conformance again, or remove it"
+REMEDY = "remove it, and run turbopress conformance again"
 
 
 class Way(NamedTuple):
@@ -41,6 +41,10 @@ class Case(BaseModel):
     engine_perplexity: float | None = None
     top1_agreement: float | None = None
     greedy_agreement: float | None = None
+    greedy_margin: float | None = None  # logits by which our token beats the engine's where texts first differ, at most
+    kl_nats: float | None = None  # from our simulation of the same KV cache to the engine, nats a token
+    kl_to_16_nats: float | None = None  # from our weights with a KV cache of 16 bits to the engine: what this one costs
+    simulated_kl_to_16_nats: float | None = None  # the same of our simulation
     passed: bool
     reason: str = ""  # why not
 

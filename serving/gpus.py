@@ -1,5 +1,6 @@
 """The GPUs of this machine, as the driver tells, and sizes of memory as people write them."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -57,3 +58,11 @@ def gpus() -> list[Gpu]:
         raise ServingError(f"nvidia-smi: {words[-1]}; mend the driver")
     rows = [line.split(", ") for line in asked.stdout.strip().splitlines()]
     return [Gpu(name, int(total) * 2**20, int(used) * 2**20) for name, total, used in rows]
+
+
+def visible() -> list[Gpu]:
+    """Those of them that CUDA shows to this process: as many as CUDA_VISIBLE_DEVICES names, all where it is not set."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return gpus()
+    return gpus()[: len([name for name in named.split(",") if name.strip() not in ("", "-1")])]
