@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, DynamicCache, PreTrainedModel
 
+from compress.checkpoint.attention import growing_keys
 from compress.evaluate.kv_cache import quantized_cache
 from serving.shape import read_shape
 
@@ -69,9 +70,10 @@ def _told(model: PreTrainedModel, ids: list[int], bits: int) -> tuple[Tensor, Te
     """The scores of a text's tokens, and those by which it goes on, always with the likeliest token."""
     scores, cache = _read(model, ids, bits)
     steps = [scores[-1]]
-    while len(steps) < NUM_GREEDY:
-        token = steps[-1].argmax().view(1, 1)
-        steps.append(model(token, None, None, cache, use_cache=True).logits[0, -1].float())
+    with growing_keys():
+        while len(steps) < NUM_GREEDY:
+            token = steps[-1].argmax().view(1, 1)
+            steps.append(model(token, None, None, cache, use_cache=True).logits[0, -1].float())
     return scores, torch.stack(steps)
 
 
