@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.append(str(Path(__file__).parent))
 
 import torch
 import typer
+from artifact import digest
 from safetensors.torch import load_file
 
 from compress.checkpoint.checkpoint import Checkpoint
@@ -114,6 +116,7 @@ def measure(folder: Path, windows: list[list[int]], port: int, work: Path) -> di
 
     return {
         "model": folder.name,
+        "artifact": digest(folder),
         "file_bytes": file.stat().st_size,
         "folder_bytes": sum(part.stat().st_size for part in folder.glob("*.safetensors")),
         "bits_per_linear_weight": written.bits_per_linear_weight,

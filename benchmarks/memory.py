@@ -24,6 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/serving.py would stand before the package
 sys.path.append(str(Path(__file__).parent))
 
+from artifact import digest
 from quantizer import save
 
 from serving.gpus import gpus
@@ -102,7 +103,8 @@ class Reader:
 
 def row(asked: Asked, card: str, read: dict) -> dict:
     """Planned and read, or why not."""
-    told = {"model": asked.model, "device": card, "cache": asked.cache, "kv_bits": asked.kv or 16, "shape": asked.kind}
+    told = {"model": asked.model, "artifact": digest(asked.folder), "device": card, "cache": asked.cache}
+    told |= {"kv_bits": asked.kv or 16, "shape": asked.kind}
     if "reason" in read:
         return told | read
     planned = plan(asked.shape, asked.profile(card), (read["total_mib"] - read["before_mib"]) * MIB)

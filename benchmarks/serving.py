@@ -179,6 +179,8 @@ def told(row: dict) -> str:
 def compare(options: argparse.Namespace) -> list[dict]:
     """Every folder served by LMDeploy in turn, at every batch."""
     sys.path.insert(0, str(ROOT))  # this file's own name is that of the package
+    from artifact import digest
+
     from serving.gpus import gpus
     from serving.profile import EngineProfile, command, fitted
     from serving.server import Server, lmdeploy_command
@@ -199,7 +201,8 @@ def compare(options: argparse.Namespace) -> list[dict]:
             drive(options, url, name, 1, is_open=False)  # the first requests are slower than all that follow
             for batch in options.batch:
                 row = drive(options, url, name, batch, is_open=False)
-                rows.append({"model": name, "device": gpus()[0].name, "kv_bits": options.kv or 16, **row})
+                measured = {"model": name, "artifact": digest(folder), "device": gpus()[0].name}
+                rows.append({**measured, "kv_bits": options.kv or 16, **row})
                 print(f"{name}, {told(row)}", flush=True)
         finally:
             server.end()

@@ -1,13 +1,20 @@
 """The page that a newcomer reads says what the files say, and names what is there."""
 
 import importlib.util
+import json
 import re
+import sys
 from pathlib import Path
 
+import pytest
 import yaml
 from typer.testing import CliRunner
 
 from pipelines.cli import app
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+from artifact import of_other_bytes
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf8")
@@ -47,3 +54,38 @@ def test_every_command_it_shows_exists_with_these_options():
         text = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
         options = re.findall(r"--[a-z-]+", arguments)
         assert [option for option in options if option not in text] == []
+
+
+def rows_of(name):
+    found = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text("utf8"))
+    return found["models"] if isinstance(found, dict) else found
+
+
+@pytest.mark.parametrize("name", ["gguf", "serving", "memory"])
+def test_what_was_measured_on_a_gpu_or_through_another_engine_is_of_the_artifacts_that_the_table_shows(name):
+    stale = of_other_bytes(rows_of(name), ROOT / "reports")
+    assert stale == [], f"benchmarks/results/{name}.json: measure {', '.join(stale)} again"
+
+
+def test_a_row_of_other_bytes_than_the_report_s_is_named(tmp_path):
+    (tmp_path / "base.json").write_text('{"artifact": "abc"}')
+    rows = [{"model": "base", "artifact": "abc"}, {"model": "base"}, {"model": "mine", "artifact": "def"}]
+    assert of_other_bytes(rows, tmp_path) == []
+    assert of_other_bytes([*rows, {"model": "base", "artifact": "def"}], tmp_path) == ["base"]
+
+
+def test_a_way_in_which_the_engine_disagreed_is_counted_not_dropped(tmp_path):
+    case = {"perplexity": 2.0, "engine_perplexity": 2.0, "top1_agreement": 1.0, "kv_bits": 16, "passed": True}
+    told = {"kl_nats": 2e-5, "greedy_margin": 0.25}
+    failed = {"perplexity": None, "kv_bits": 8, "tp": 2, "passed": False}
+    file, agreed = tmp_path / "base.conformance.json", renderer()._agreed
+    file.write_text(json.dumps({"cases": [case | {"tp": 1}, case | {"tp": 2}]}))
+    assert agreed([file]).startswith("in all 2 cases (models: 1, GPUs: 1 and 2, KV cache: 16 bits) its perplexity")
+    assert "KL" not in agreed([file])
+    file.write_text(json.dumps({"cases": [case | told | {"tp": 1}, failed]}))
+    said = agreed([file])
+    assert said.startswith("in 1 of 2 cases (models: 1, GPUs: 1, KV cache: 16 bits)")
+    assert "its KL from ours at most 2.0e-05 nats a token" in said
+    assert said.endswith("our scores of the two tokens are within 0.25")
+    file.write_text(json.dumps({"cases": [failed]}))
+    assert agreed([file]) == "it agreed in none of 1 cases"
