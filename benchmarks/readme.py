@@ -133,14 +133,30 @@ def _repaired() -> str:
 
 
 def _load() -> str:
-    """Tokens a second, a row a model and a column a number of clients."""
+    """Tokens a second with the wait for the first, a row a model and a column a load."""
     rows = _read("benchmarks/results/serving.json")
-    batches = sorted({row["batch"] for row in rows})
-    lines = [f"| model | {' | '.join(f'{batch} at once' for batch in batches)} |", f"| --- |{' ---: |' * len(batches)}"]
+    whose = "random weights in real shapes" if any(row.get("shape") for row in rows) else "the demo's variants"
+    loads = list(dict.fromkeys(_of_load(row) for row in rows))
+    lines = [
+        f"Tokens a second of {whose} on an {rows[0]['device']} with LMDeploy 0.18, answers of {rows[0]['output']} "
+        "tokens; in brackets\nthe milliseconds to the first token that half of all answers keep, and 99 of 100:\n",
+        f"| model | {' | '.join(loads)} |",
+        f"| --- |{' ---: |' * len(loads)}",
+    ]
     for model in dict.fromkeys(row["model"] for row in rows):
-        speeds = {row["batch"]: row["output_tokens_a_second"] for row in rows if row["model"] == model}
-        lines.append(f"| {model} | {' | '.join(f'{speeds[batch]:,.0f}' for batch in batches)} |")
+        cells = {_of_load(row): _under_load(row) for row in rows if row["model"] == model}
+        lines.append(f"| {model} | {' | '.join(cells[load] for load in loads)} |")
     return "\n" + "\n".join(lines) + "\n"
+
+
+def _of_load(row: dict[str, Any]) -> str:
+    return f"{100 * row['share']:.0f} % of that" if "share" in row else f"{row['batch']} at once"
+
+
+def _under_load(row: dict[str, Any]) -> str:
+    half, most = (1e3 * row["first_token_s"][p] for p in ("p50", "p99"))
+    errors = f", {row['errors']} errors" if row["errors"] else ""
+    return f"{row['output_tokens_a_second']:,.0f} ({half:.0f}, {most:.0f}{errors})"
 
 
 def _read_memory() -> str:
