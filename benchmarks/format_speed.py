@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 RESULT = Path(__file__).parent / "results" / "format_speed.json"
 SHAPES = {  # hidden, intermediate, layers, heads, kv heads; heads of 128
     "1.8b": (2048, 8192, 24, 16, 8),
+    "1.8b-18-layers": (2048, 8192, 18, 16, 8),  # a quarter of the decoder pruned
     "7b": (4096, 14336, 32, 32, 8),
 }
 QUANTIZATION = {

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/serving.py woul
 sys.path.append(str(Path(__file__).parent))
 
 from artifact import digest
+from made_apart import make
 from quantizer import save
 
 from serving.gpus import gpus
@@ -37,11 +38,6 @@ MIB = 2**20
 RESULT = Path(__file__).parent / "results" / "memory.json"
 READER = Path(__file__).with_name("memory_reading.py")
 KEYS = ("model", "device", "cache", "kv_bits")
-MAKER = """
-import pathlib, sys, torch, format_speed
-torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
-format_speed.write_model(pathlib.Path(sys.argv[1]), *sys.argv[2:4], pathlib.Path(sys.argv[4]))
-"""
 PATIENCE_S = 120.0  # for a reading; the longest was of 7B's shape
 
 
@@ -142,12 +138,11 @@ def line(found: dict) -> str:
 def random_models(
     kinds: list[str], formats: list[str], tokenizer: Path | None
 ) -> Iterator[list[tuple[str, Path, str]]]:
-    """Name, folder and shape of each model of random weights, made in a process that leaves the GPU alone again."""
+    """Name, folder and shape of each model of random weights."""
     with tempfile.TemporaryDirectory() as home:
         made = [(f"random {kind}, {name}", Path(home) / f"{kind}-{name}", kind) for kind in kinds for name in formats]
         for (_, folder, kind), name in zip(made, formats * len(kinds), strict=True):
-            where = [str(folder), name, kind, str(tokenizer.resolve() if tokenizer else folder)]
-            subprocess.run([sys.executable, "-c", MAKER, *where], cwd=Path(__file__).parent, check=True)
+            make(folder, name, kind, tokenizer)
         yield made
 
 

@@ -120,13 +120,17 @@ def _taught() -> str:
 
 
 def _trained() -> str:
-    """The best share of the card's peak, with eager beside it."""
+    """The best share of the card's peak, with eager beside it, and what a second card adds to as many tokens each."""
     rows = _read("benchmarks/results/distill_speed.json")
-    best, eager = max(rows, key=lambda row: row["share_of_peak"]), next(row for row in rows if not row["compile"])
+    alone = [row for row in rows if row["processes"] == 1]
+    best, eager = max(alone, key=lambda row: row["share_of_peak"]), next(row for row in alone if not row["compile"])
+    two = next(row for row in rows if row["processes"] == 2)
+    one = next(row for row in alone if row["compile"] and row["batch"] == two["batch"] // 2)
     return (
         f"{100 * best['share_of_peak']:.0f} % of the bf16 peak that a large product reaches there "
         f"({best['tokens_per_s']:,.0f} tokens a second with {best['batch']} × {best['length']} tokens an update and "
-        f"`compile: true`; {100 * eager['share_of_peak']:.0f} % with {eager['batch']} windows and without)"
+        f"`compile: true`; {100 * eager['share_of_peak']:.0f} % with {eager['batch']} windows and without), two at "
+        f"{two['tokens_per_s'] / one['tokens_per_s']:.2f} times its tokens a second"
     )
 
 
@@ -142,14 +146,30 @@ def _repaired() -> str:
 
 
 def _load() -> str:
-    """Tokens a second, a row a model and a column a number of clients."""
+    """Tokens a second with the wait for the first, a row a model and a column a load."""
     rows = _read("benchmarks/results/serving.json")
-    batches = sorted({row["batch"] for row in rows})
-    lines = [f"| model | {' | '.join(f'{batch} at once' for batch in batches)} |", f"| --- |{' ---: |' * len(batches)}"]
+    whose = "random weights in real shapes" if any(row.get("shape") for row in rows) else "the demo's variants"
+    loads = list(dict.fromkeys(_of_load(row) for row in rows))
+    lines = [
+        f"Tokens a second of {whose} on an {rows[0]['device']} with LMDeploy 0.18, answers of {rows[0]['output']} "
+        "tokens; in brackets\nthe milliseconds to the first token that half of all answers keep, and 99 of 100:\n",
+        f"| model | {' | '.join(loads)} |",
+        f"| --- |{' ---: |' * len(loads)}",
+    ]
     for model in dict.fromkeys(row["model"] for row in rows):
-        speeds = {row["batch"]: row["output_tokens_a_second"] for row in rows if row["model"] == model}
-        lines.append(f"| {model} | {' | '.join(f'{speeds[batch]:,.0f}' for batch in batches)} |")
+        cells = {_of_load(row): _under_load(row) for row in rows if row["model"] == model}
+        lines.append(f"| {model} | {' | '.join(cells[load] for load in loads)} |")
     return "\n" + "\n".join(lines) + "\n"
+
+
+def _of_load(row: dict[str, Any]) -> str:
+    return f"{100 * row['share']:.0f} % of that" if "share" in row else f"{row['batch']} at once"
+
+
+def _under_load(row: dict[str, Any]) -> str:
+    half, most = (1e3 * row["first_token_s"][p] for p in ("p50", "p99"))
+    errors = f", {row['errors']} errors" if row["errors"] else ""
+    return f"{row['output_tokens_a_second']:,.0f} ({half:.0f}, {most:.0f}{errors})"
 
 
 def _read_memory() -> str:

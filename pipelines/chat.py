@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from pipelines.folders import model_folder
+from pipelines.params import ParamsError
+from pipelines.profiles import default_profile
 from registry.manifest import MANIFEST, verify
 from serving.client import Client, is_address
 from serving.conversation import answer_once, converse
@@ -31,6 +33,7 @@ def chat(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON value for programs")] = False,
 ) -> None:
     """Talk to a running server, or to a stored model in this process; /reset forgets, Ctrl-D ends."""
+    require_heard(prompt, raw=raw, system=system, image=image, as_json=as_json)
     speaker, sampling = open_engine(model, engine, name=name), Sampling(max_tokens, temperature, top_p, seed)
     if prompt is None:
         converse(speaker, sampling, raw=raw, system=system)
@@ -40,13 +43,29 @@ def chat(
         print(json.dumps({"model": model, "prompt": prompt, "text": text}, indent=2, ensure_ascii=False))
 
 
+def require_heard(
+    prompt: str | None, *, raw: bool, system: str | None, image: list[Path] | None, as_json: bool
+) -> None:
+    """Refuses what would be said to nobody."""
+    if prompt is None and (image or as_json):
+        flag = "--image" if image else "--json"
+        raise ParamsError(f"{flag}: is for one prompt; write it behind the model")
+    if raw and (image or system):
+        flag = "--image" if image else "--system"
+        raise ParamsError(f"--raw {flag}: a text without chat markup has no place for it; leave one of them out")
+
+
 def open_engine(
     model: str, kind: str | None = None, profile: EngineProfile | None = None, *, name: str | None = None
 ) -> Engine:
     """Whoever answers for a name that people give: a server for an address, else the verified folder."""
     if is_address(model):
+        if kind:
+            raise ParamsError(f"--engine {kind}: the server at {model} has its own; leave it out")
         return Client(model, name)
+    if name:
+        raise ParamsError(f"--name {name}: is for a server that has several models, and {model} is one; leave it out")
     folder = model_folder(model)
     if (folder / MANIFEST).exists():  # any other folder may be talked to as well
         verify(folder)
-    return load_engine(folder, profile or EngineProfile(), kind)
+    return load_engine(folder, profile or default_profile(), kind)

@@ -2,25 +2,40 @@
 
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from compress.checkpoint.vision import unpack
+from compress.errors import CompressError
 from compress.evaluate.generation import Sampling as Drawn
-from compress.evaluate.generation import Speaker
+from compress.evaluate.generation import Speaker, Spoken
 from pipelines.stage import device
-from serving.engine import Engine, Message, Sampling
+from serving.engine import Ending, Engine, Message, Pieces, Sampling
 from serving.errors import ServingError
 from serving.images import picture, words
 from serving.profile import EngineProfile
 from serving.shape import read_shape
 
 ONE_AT_A_TIME = threading.Lock()  # torch has one source of chance: two answers at once would change each other's
+
+
+@contextmanager
+def explained(name: str) -> Iterator[None]:
+    """What a model, its tokenizer or its processor refuses is refused in one line."""
+    try:
+        yield
+    except CompressError as error:
+        raise ServingError(str(error)) from error
+    except (ValueError, TypeError, KeyError, RuntimeError, TemplateError) as error:
+        told = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ServingError(f"{name}: cannot answer this ({told}); ask otherwise, or serve another model") from error
 
 
 @dataclass(frozen=True)
@@ -30,20 +45,22 @@ class TransformersEngine:
     name: str
     speaker: Speaker
 
-    def chat(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[str]:
+    def chat(self, messages: Sequence[Message], sampling: Sampling) -> Pieces:
         """The assistant's answer, in pieces."""
         if any(not isinstance(message["content"], str) for message in messages):
             raise ServingError(f"{self.name}: takes no images; leave them out, or serve a model that sees")
         said = [{"role": message["role"], "content": words(message)} for message in messages]
-        return self._speak(self.speaker.render(said), sampling, marked=True)
+        with explained(self.name):
+            prompt = self.speaker.render(said)
+        return self._speak(prompt, sampling, marked=True)
 
-    def complete(self, text: str, sampling: Sampling) -> Iterator[str]:
+    def complete(self, text: str, sampling: Sampling) -> Pieces:
         """How the text goes on."""
         return self._speak(text, sampling, marked=False)
 
-    def _speak(self, prompt: str, sampling: Sampling, *, marked: bool) -> Iterator[str]:
-        with ONE_AT_A_TIME:
-            yield from self.speaker.answer(prompt, _drawn(sampling), marked=marked)
+    def _speak(self, prompt: str, sampling: Sampling, *, marked: bool) -> Pieces:
+        with ONE_AT_A_TIME, explained(self.name):
+            return _ending((yield from self.speaker.answer(prompt, _drawn(sampling), marked=marked)))
 
 
 def load(folder: Path, profile: EngineProfile) -> Engine:
@@ -77,23 +94,26 @@ class SeeingEngine:
         speaker = Speaker(model, processor.tokenizer, model.generation_config.eos_token_id)
         return cls(folder.name, speaker, processor)
 
-    def chat(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[str]:
+    def chat(self, messages: Sequence[Message], sampling: Sampling) -> Pieces:
         """The assistant's answer to a conversation with images, in pieces."""
         said = [message | {"content": _parts(message["content"])} for message in messages]
-        inputs = self.processor.apply_chat_template(
-            said, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-        )
+        with explained(self.name):
+            inputs = self.processor.apply_chat_template(
+                said, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+            )
         return self._speak(dict(inputs), sampling)
 
-    def complete(self, text: str, sampling: Sampling) -> Iterator[str]:
+    def complete(self, text: str, sampling: Sampling) -> Pieces:
         """How a text without images goes on."""
-        return self._speak(dict(self.processor(text=text, return_tensors="pt")), sampling)
+        with explained(self.name):
+            inputs = self.processor(text=text, return_tensors="pt")
+        return self._speak(dict(inputs), sampling)
 
-    def _speak(self, inputs: dict[str, torch.Tensor], sampling: Sampling) -> Iterator[str]:
-        with ONE_AT_A_TIME:
-            yield from self.speaker.stream(
-                {k: v.to(self.speaker.model.device) for k, v in inputs.items()}, _drawn(sampling)
-            )
+    def _speak(self, inputs: dict[str, torch.Tensor], sampling: Sampling) -> Pieces:
+        with ONE_AT_A_TIME, explained(self.name):
+            self.speaker.require_room(inputs["input_ids"].shape[1])
+            there = {k: v.to(self.speaker.model.device) for k, v in inputs.items()}
+            return _ending((yield from self.speaker.stream(there, _drawn(sampling))))
 
 
 def _parts(content: Any) -> Any:
@@ -104,6 +124,10 @@ def _parts(content: Any) -> Any:
         {"type": "image", "image": picture(part["image_url"]["url"])} if part["type"] == "image_url" else part
         for part in content
     ]
+
+
+def _ending(spoken: Spoken) -> Ending:
+    return Ending("length" if spoken.cut else "stop", spoken.prompt_tokens, spoken.new_tokens)
 
 
 def _drawn(sampling: Sampling) -> Drawn:

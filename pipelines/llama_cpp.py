@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 from pipelines.gguf import told as told_of_file
 from pipelines.gguf import write_gguf
-from pipelines.params import ParamsError
+from pipelines.profiles import refuse_foreign
 from serving.errors import ServingError
 from serving.llama_cpp import NAME, SUFFIX, Told, command, require_gguf_file, told
 from serving.profile import EngineProfile
@@ -21,8 +21,7 @@ def serve_by_llama_cpp(
     model: str, flags: Mapping[str, object], defaults: EngineProfile, host: str, port: int, timeout_s: float
 ) -> None:
     """Serves a .gguf file, or a model that is written as one for as long as it is served."""
-    if foreign := sorted(flags.keys() - TAKEN):
-        raise ParamsError(f"--engine {NAME}: {', '.join(foreign)} are LMDeploy's; leave them out")
+    refuse_foreign(NAME, flags.keys() - TAKEN)
     profile = defaults.model_copy(update=dict(flags))
     require_free(host, port)
     with _file(model) as (file, longest):

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from pipelines.folders import configuration
 from pipelines.params import ParamsError
+from pipelines.remote import remote_configuration
 from serving.choices import Choice, Load, choices, choose
 from serving.gpus import gpus, parse_size, show_size
 from serving.memory import plan
@@ -22,7 +23,9 @@ KV: dict[str, KvBits] = {"none": 0, "16": 0, "fp16": 0, "int8": 8, "8": 8, "int4
 
 
 def memory(
-    model: Annotated[str, typer.Argument(help="a variant, a folder, a config.json or NAME@ALIAS")],
+    model: Annotated[
+        str, typer.Argument(help="a variant, a folder, a config.json, NAME@ALIAS, or ORG/NAME with --revision")
+    ],
     gpu: Annotated[str | None, typer.Option(help="the card's memory, as 24GiB; this machine's, unless given")] = None,
     card: Annotated[str, typer.Option(help="its name, as H200: by that LMDeploy chooses --max-batch")] = "",
     cache: Annotated[float, typer.Option(help="share of the free memory for the KV cache")] = 0.8,
@@ -32,12 +35,13 @@ def memory(
     session_len: Annotated[int | None, typer.Option(help="tokens of a session; the model's own, unless given")] = None,
     max_batch: Annotated[int | None, typer.Option(help="sessions at once; LMDeploy's own, unless given")] = None,
     load: Annotated[str | None, typer.Option(help="what it must hold, as 32x4096: sessions x tokens")] = None,
+    revision: Annotated[str | None, typer.Option(help="of ORG/NAME on Hugging Face, the commit to ask")] = None,
     table: Annotated[bool, typer.Option("--table", help="print every way to serve it on this card")] = False,
     to: Annotated[Path | None, typer.Option("--picture", help="draw them to this file")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON value for programs")] = False,
 ) -> None:
     """Plan the memory of a server: weights, KV cache, workspace, and how many tokens and sessions fit."""
-    shape = read_shape(configuration(model))
+    shape = read_shape(remote_configuration(model, revision) if revision else configuration(model))
     gpu_bytes, card = (parse_size(gpu), card) if gpu else _this_machine_s(tp, card)
     profile = batched(fitted(engine_profile(cache, kv, tp, session_len, max_batch), shape, model), card)
     bits = _bits(weights, shape)

@@ -3,7 +3,7 @@
 `serve`, `export`, `chat` and `web` all ask here, so that what is refused for one is refused for all.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -12,6 +12,15 @@ from pipelines.params import ParamsError, load
 from pipelines.stage import repository_root
 from serving.profile import EngineProfile, backend, fitted, require_lmdeploy_s
 from serving.shape import read_shape
+
+FLAGS = {  # of an option, what `serve` calls it
+    "cache_max_entry_count": "--cache",
+    "quant_policy": "--kv",
+    "tp": "--tp",
+    "session_len": "--session-len",
+    "max_batch_size": "--max-batch",
+    "enable_prefix_caching": "--prefix-caching",
+}
 
 
 def default_profile() -> EngineProfile:
@@ -28,6 +37,12 @@ def profile_for(folder: Path, options: Mapping[str, object], place: str) -> tupl
     shape = read_shape(folder)
     require_lmdeploy_s(shape, str(folder))
     return fitted(changed(default_profile(), options, place), shape, str(folder)), backend(shape)
+
+
+def refuse_foreign(engine: str, options: Iterable[str]) -> None:
+    """Refuses options that another engine than LMDeploy would not hear."""
+    if foreign := [flag for option, flag in FLAGS.items() if option in set(options)]:
+        raise ParamsError(f"--engine {engine}: does not hear {', '.join(foreign)}; leave it out, or serve by lmdeploy")
 
 
 def changed(profile: EngineProfile, options: Mapping[str, object], place: str) -> EngineProfile:

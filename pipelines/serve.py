@@ -1,6 +1,7 @@
 """`turbopress serve`: an OpenAI server on a verified artifact, LMDeploy's with its memory known before it starts."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ from pipelines.folders import model_folder
 from pipelines.llama_cpp import serve_by_llama_cpp
 from pipelines.memory import KV
 from pipelines.params import ParamsError
-from pipelines.profiles import default_profile
+from pipelines.profiles import default_profile, refuse_foreign
 from registry.manifest import MANIFEST, verify
 from serving.choices import choices
 from serving.client import API_KEY
@@ -50,10 +51,15 @@ def serve(
     engine: Annotated[
         str, typer.Option(help="lmdeploy; without a GPU llama.cpp (NAME, FOLDER or a .gguf file) or transformers")
     ] = "lmdeploy",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print LMDeploy's command line, and start nothing")
+    ] = False,
 ) -> None:
     """Start an OpenAI-protocol server on an artifact. TURBOPRESS_API_KEY, where set, is asked of every client."""
     if engine not in ENGINES:
         raise ParamsError(f"--engine: {engine}; choose {', '.join(ENGINES[:-1])} or {ENGINES[-1]}")
+    if dry_run and engine != "lmdeploy":
+        raise ParamsError(f"--dry-run: prints LMDeploy's command line, and {engine} has none; leave one of them out")
     flags = _flags(cache, kv, tp, session_len, max_batch, prefix_caching)
     if engine == "llama.cpp":
         serve_by_llama_cpp(model, flags, default_profile(), host, port, timeout)
@@ -61,18 +67,23 @@ def serve(
     folder = model_folder(model)
     if (folder / MANIFEST).exists():
         verify(folder)
+    if engine == "transformers":
+        refuse_foreign(engine, flags)
+        require_free(host, port)
+        _serve_here(folder, model, host, port)
+        return
     shape = read_shape(folder)
     profile = fitted(default_profile().model_copy(update=flags), shape, model)
-    require_free(host, port)
-    if engine == "transformers":
-        _serve_here(folder, profile, model, host, port)
-        return
     require_lmdeploy_s(shape, model)
     cards = gpus()
     profile = batched(profile, cards[0].name) if cards else profile
+    told = command(profile, folder, host=host, port=port, model_name=_served_name(model), backend=backend(shape))
+    if dry_run:
+        print(shlex.join(["lmdeploy", *told]))
+        return
+    require_free(host, port)
     planned = require_memory(shape, profile, cards, model)
     require_right_way_up(interpreter(), shape)
-    told = command(profile, folder, host=host, port=port, model_name=_served_name(model), backend=backend(shape))
     address = reachable(host, port)
     server = Server(lmdeploy_command(told), address, sys.stderr)
     with forwarding(server):
@@ -81,11 +92,11 @@ def serve(
         server.wait()
 
 
-def _serve_here(folder: Path, profile: EngineProfile, model: str, host: str, port: int) -> None:
+def _serve_here(folder: Path, model: str, host: str, port: int) -> None:
     """Serves from this process, without a GPU: slowly, and the same answers."""
     from serving import local_server  # noqa: PLC0415 - a web server is slow to import
 
-    loaded = load_engine(folder, profile, "transformers")
+    loaded = load_engine(folder, EngineProfile(), "transformers")
     print(f"{model}: ready at http://{host}:{port}/v1, one answer at a time", flush=True)
     local_server.run(loaded, host=host, port=port, key=os.environ.get(API_KEY))
 

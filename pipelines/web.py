@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from compress.errors import CompressError
 from pipelines.chat import open_engine
 from pipelines.folders import model_folder
 from pipelines.params import ParamsError
 from pipelines.stage import repository_root
+from registry.errors import RegistryError
 from serving.client import is_address
 from serving.errors import ServingError
 from serving.server import LOOPBACK, require_free
@@ -19,6 +21,7 @@ from serving.shape import read_shape
 if TYPE_CHECKING:
     import gradio
 
+    from serving.engine import Engine
     from serving.web.offers import Offer
 
 PAGE_PORT = 7860
@@ -55,11 +58,19 @@ def _offer(model: str, *, images: bool) -> "Offer":
     from serving.web.offers import Offer, read_card  # noqa: PLC0415
 
     if is_address(model):
-        return Offer(model, partial(open_engine, model), f"Served at {model}", images)
+        return Offer(model, partial(_opened, model), f"Served at {model}", images)
     folder = model_folder(model)
     key = model.rsplit("@", 1)[-1].rstrip("/").rsplit("/", 1)[-1]
     card = read_card(folder, _reports() / f"{key}.json")
-    return Offer(model, partial(open_engine, model), card, read_shape(folder).sees_images)
+    return Offer(model, partial(_opened, model), card, read_shape(folder).sees_images)
+
+
+def _opened(model: str) -> "Engine":
+    """The model ready; whatever is wrong with it is the page's to show."""
+    try:
+        return open_engine(model)
+    except (CompressError, RegistryError, ParamsError, OSError) as error:
+        raise ServingError(" ".join(str(error).split())) from error
 
 
 def _table() -> str:

@@ -12,7 +12,7 @@ from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 
-from serving.engine import Message, Sampling
+from serving.engine import Message, Pieces, Sampling
 from serving.errors import ServingError
 
 API_KEY = "TURBOPRESS_API_KEY"
@@ -55,15 +55,15 @@ class Client:
             return False
         return True
 
-    def chat(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[str]:
+    def chat(self, messages: Sequence[Message], sampling: Sampling) -> Pieces:
         """The assistant's answer, in pieces."""
         return self._stream("/v1/chat/completions", {"messages": list(messages)}, sampling)
 
-    def complete(self, text: str, sampling: Sampling) -> Iterator[str]:
+    def complete(self, text: str, sampling: Sampling) -> Pieces:
         """How the text goes on."""
         return self._stream("/v1/completions", {"prompt": text}, sampling)
 
-    def _stream(self, path: str, asked: dict[str, Any], sampling: Sampling) -> Iterator[str]:
+    def _stream(self, path: str, asked: dict[str, Any], sampling: Sampling) -> Pieces:
         body = {
             "model": self.name,
             **asked,
@@ -86,6 +86,7 @@ class Client:
             if reason in ("error", "length") and not said:
                 remedy = "shorten the prompt, or serve with a larger --session-len"
                 raise ServingError(f"{self.address}: the server gave no answer ({reason}); {remedy}")
+        return None
 
     def _connect(self, timeout_s: float) -> http.client.HTTPConnection:
         parts = urlsplit(self.address)

@@ -43,7 +43,7 @@ def _speak(engine: Engine, history: list[Message], sampling: Sampling, *, raw: b
             if echo:
                 print(piece, end="", flush=True)
     except KeyboardInterrupt:
-        answer.close()  # type: ignore[attr-defined]  # an iterator of ours is a generator
+        answer.close()
     if echo:
         print()
     return "".join(pieces)

@@ -6,10 +6,10 @@ weights: LMDeploy's comes with serving, the one on transformers with the pipelin
 
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from serving.errors import ServingError
 from serving.profile import EngineProfile
@@ -28,19 +28,32 @@ class Sampling:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Ending:
+    """Why an answer ended, and what it took."""
+
+    reason: Literal["stop", "length"]  # its own end, or max_tokens
+    prompt_tokens: int
+    completion_tokens: int
+
+
+# The answer as it comes; whoever makes it returns its end where it knows that.
+Pieces = Generator[str, None, Ending | None]
+
+
 class Engine(Protocol):
-    """A model that is ready. Closing an iterator that it returned stops the answer."""
+    """A model that is ready. Closing what it returned stops the answer; what it refuses is a ServingError."""
 
     @property
     def name(self) -> str:
         """The model's name, as a person knows it."""
         ...
 
-    def chat(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[str]:
+    def chat(self, messages: Sequence[Message], sampling: Sampling) -> Pieces:
         """The assistant's answer to a conversation, in pieces as they come."""
         ...
 
-    def complete(self, text: str, sampling: Sampling) -> Iterator[str]:
+    def complete(self, text: str, sampling: Sampling) -> Pieces:
         """How the text goes on, without chat markup."""
         ...
 

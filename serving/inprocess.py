@@ -12,6 +12,7 @@ from typing import Any, overload
 
 from serving.client import Client, is_address
 from serving.engine import Engine, Message, Sampling, load_engine
+from serving.errors import ServingError
 from serving.images import user_message
 from serving.profile import EngineProfile
 
@@ -50,6 +51,10 @@ class Pipeline:
     ) -> Iterator[str]:
         """The answer in pieces; closing the iterator stops it."""
         drawn = replace(Sampling(), **sampling)
+        if raw and (images or not isinstance(prompt, str)):
+            raise ServingError("raw: continues a text as it stands; leave raw out for images or a conversation")
+        if images and not isinstance(prompt, str):
+            raise ServingError("images: go with a text; of a conversation put them into its messages (user_message)")
         if isinstance(prompt, str):
             return (
                 self.engine.complete(prompt, drawn) if raw else self.engine.chat([user_message(prompt, images)], drawn)

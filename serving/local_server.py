@@ -8,6 +8,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any, Literal
 
 import uvicorn
@@ -15,10 +16,16 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.engine import Engine, Message, Sampling
+from serving.engine import Ending, Engine, Message, Pieces, Sampling
 from serving.errors import ServingError
 
 OPEN = ("/health",)
+
+
+class StreamOptions(BaseModel):
+    """Whether the last event of a stream says what the answer took."""
+
+    include_usage: bool = False
 
 
 class Asked(BaseModel):
@@ -32,6 +39,7 @@ class Asked(BaseModel):
     temperature: float = Field(default=0.7, ge=0, le=2)
     top_p: float = Field(default=1.0, gt=0, le=1)
     seed: int = 0
+    stream_options: StreamOptions | None = None
 
     @property
     def sampling(self) -> Sampling:
@@ -76,11 +84,11 @@ def build(engine: Engine, key: str | None) -> FastAPI:
 
     @app.post("/v1/chat/completions")
     def chat(asked: AskedChat) -> Response:
-        return _answer(engine, "chat.completion", _begun(engine.chat(asked.messages, asked.sampling)), asked.stream)
+        return _answer(engine, "chat.completion", _begun(engine.chat(asked.messages, asked.sampling)), asked)
 
     @app.post("/v1/completions")
     def complete(asked: AskedText) -> Response:
-        return _answer(engine, "text_completion", _begun(engine.complete(asked.prompt, asked.sampling)), asked.stream)
+        return _answer(engine, "text_completion", _begun(engine.complete(asked.prompt, asked.sampling)), asked)
 
     @app.exception_handler(ServingError)
     def refused(request: Request, error: ServingError) -> Response:
@@ -89,41 +97,81 @@ def build(engine: Engine, key: str | None) -> FastAPI:
     return app
 
 
-def _begun(answer: Iterator[str]) -> Iterator[str]:
+def _begun(answer: Pieces) -> Pieces:
     """The answer with its first piece made, so that what is refused is refused before anything is sent."""
     try:
-        first = next(answer, "")
+        first: str | None = next(answer)
+    except StopIteration as ended:  # without a word
+        first, end = None, ended.value
     except ServingError:
         raise
     except Exception as error:  # whatever a model raises about its prompt
         raise HTTPException(400, " ".join(str(error).split())) from error
 
-    def whole() -> Iterator[str]:
-        try:
+    def whole() -> Pieces:
+        if first is None:
+            return end
+        with closing(answer):
             yield first
-            yield from answer
-        finally:
-            answer.close()  # type: ignore[attr-defined]  # an iterator of ours is a generator
+            return (yield from answer)
 
     return whole()
 
 
-def _answer(engine: Engine, kind: Kind, pieces: Iterator[str], stream: bool) -> Response:
+def _answer(engine: Engine, kind: Kind, pieces: Pieces, asked: Asked) -> Response:
     about = {"id": uuid.uuid4().hex, "created": int(time.time()), "model": engine.name}
-    if stream:
-        return StreamingResponse(_events(about, kind, pieces), media_type="text/event-stream")
-    text = "".join(pieces)
+    if asked.stream:
+        told = bool(asked.stream_options and asked.stream_options.include_usage)
+        return StreamingResponse(_events(about, kind, pieces, told), media_type="text/event-stream")
+    text, end = _joined(pieces)
     said = {"message": {"role": "assistant", "content": text}} if kind == "chat.completion" else {"text": text}
-    return JSONResponse({**about, "object": kind, "choices": [{"index": 0, **said, "finish_reason": "stop"}]})
+    choice = {"index": 0, **said, "finish_reason": _reason(end)}
+    return JSONResponse({**about, "object": kind, "choices": [choice], "usage": _usage(end)})
 
 
-def _events(about: dict[str, Any], kind: Kind, pieces: Iterator[str]) -> Iterator[str]:
+def _joined(pieces: Pieces) -> tuple[str, Ending | None]:
+    said: list[str] = []
+    while True:
+        try:
+            said.append(next(pieces))
+        except StopIteration as ended:
+            return "".join(said), ended.value
+
+
+def _reason(end: Ending | None) -> str:
+    return end.reason if end else "stop"
+
+
+def _usage(end: Ending | None) -> dict[str, int] | None:
+    """What the answer took, where whoever made it counted."""
+    if end is None:
+        return None
+    total = end.prompt_tokens + end.completion_tokens
+    return {
+        "prompt_tokens": end.prompt_tokens, "completion_tokens": end.completion_tokens, "total_tokens": total,
+    }  # fmt: skip
+
+
+def _events(about: dict[str, Any], kind: Kind, pieces: Pieces, with_usage: bool) -> Iterator[str]:
+    """The stream; where usage was asked for, every event has it, which is null until the last."""
     told = {**about, "object": f"{kind}.chunk" if kind == "chat.completion" else kind}
-    for piece in pieces:
+    told |= {"usage": None} if with_usage else {}
+    empty: dict[str, Any] = {"delta": {}} if kind == "chat.completion" else {"text": ""}
+    end = None
+    while True:
+        try:
+            piece = next(pieces)
+        except StopIteration as ended:
+            end = ended.value
+            break
+        except ServingError as error:  # after what was sent already
+            yield _event({"error": {"message": str(error)}})
+            return
         said = {"delta": {"content": piece}} if kind == "chat.completion" else {"text": piece}
         yield _event({**told, "choices": [{"index": 0, **said, "finish_reason": None}]})
-    last: dict[str, Any] = {"delta": {}} if kind == "chat.completion" else {"text": ""}
-    yield _event({**told, "choices": [{"index": 0, **last, "finish_reason": "stop"}]})
+    yield _event({**told, "choices": [{"index": 0, **empty, "finish_reason": _reason(end)}]})
+    if with_usage:
+        yield _event({**told, "choices": [], "usage": _usage(end)})
     yield "data: [DONE]\n\n"
 
 

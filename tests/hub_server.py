@@ -9,6 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from tiny import CONFIG
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORIES = {
     "org/tiny": {
@@ -23,6 +25,7 @@ REPOSITORIES = {
     },
     "org/old": {"config.json": b"{}", "pytorch_model.bin": b"pickled weights", "configuration_internlm2.py": b"raise"},
     "org/empty": {"config.json": b"{}"},
+    "org/shaped": {"config.json": json.dumps(CONFIG).encode(), "model.safetensors": b"weights"},
 }
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from real_server import transformers_server
-from tiny_repository import WORDS, make_repository
+from tiny_repository import WORDS, make_repository, write_params
 
+from pipelines import chat
 from serving import pipeline
 from serving.client import Client
 from serving.engine import Sampling, load_engine
@@ -119,7 +120,50 @@ def _half_an_answer(listener):
     connection.close()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--image", "x.png"), "--image: is for one prompt; write it behind the model"),
+        (("--json",), "--json: is for one prompt; write it behind the model"),
+        (("word100", "--raw", "--image", "x.png"), "--raw --image: a text without chat markup has no place for it"),
+        (("word100", "--raw", "--system", "be brief"), "--raw --system: a text without chat markup has no place"),
+        (("word100", "--name", "other"), "--name other: is for a server that has several models, and base is one"),
+    ],
+)
+def test_what_chat_would_not_hear_is_refused(turbopress, arguments, said):
+    status, out, err = turbopress("chat", "base", *arguments)
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(f"turbopress: {said}")
+
+
+def test_an_engine_for_a_server_that_has_its_own_is_refused(turbopress):
+    status, _, err = turbopress("chat", "http://127.0.0.1:9", "word100", "--engine", "transformers")
+    assert status == 1
+    assert err == "turbopress: --engine transformers: the server at http://127.0.0.1:9 has its own; leave it out\n"
+
+
+def test_a_model_in_this_process_is_told_what_params_yaml_says(repository, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(chat, "load_engine", lambda folder, profile, kind: told.append(profile))
+    write_params(tmp_path, serve={"cache_max_entry_count": 0.3})
+    (tmp_path / "models").symlink_to(repository / "models")
+    monkeypatch.chdir(tmp_path)
+    chat.open_engine("base")
+    assert told == [EngineProfile(cache_max_entry_count=0.3)]
+
+
 # --- pipeline
+
+
+def test_pipeline_refuses_what_it_would_not_hear(repository, monkeypatch, tmp_path):
+    monkeypatch.setenv("TURBOPRESS_DEVICE", "cpu")
+    pipe = pipeline(repository / "models" / "base", engine="transformers")
+    with pytest.raises(ServingError, match="raw: continues a text as it stands"):
+        pipe("word100", raw=True, images=[tmp_path / "x.png"])
+    with pytest.raises(ServingError, match="raw: continues a text as it stands"):
+        pipe(SAID, raw=True)
+    with pytest.raises(ServingError, match="images: go with a text"):
+        pipe(SAID, images=[tmp_path / "x.png"])
 
 
 def test_pipeline_answers_a_prompt_a_list_and_a_conversation(repository, monkeypatch):

@@ -303,9 +303,7 @@ def test_a_port_in_use_is_refused(demo_file, turbopress):
 
 def test_flags_of_lmdeploy_alone_are_refused(demo_file, turbopress):
     said = refused(turbopress, demo_file, "--kv", "int8", "--cache", "0.4")
-    assert said == (
-        "turbopress: --engine llama.cpp: cache_max_entry_count, quant_policy are LMDeploy's; leave them out\n"
-    )
+    assert said == ("turbopress: --engine llama.cpp: does not hear --cache, --kv; leave it out, or serve by lmdeploy\n")
 
 
 def test_a_session_longer_than_the_model_s_is_refused(demo, turbopress):

@@ -3,10 +3,13 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from hub_server import COMMIT, hub
 from lmdeploy_environment import executable
+from tiny import CONFIG
 from turbomind_check import MISSING, PROGRAM, interpreter
 
 from serving.choices import Load, choices, choose
@@ -205,6 +208,39 @@ def test_without_a_card_and_without_a_gpu_it_says_what_to_write(turbopress, conf
     assert err == (
         "turbopress: --gpu: this machine shows no GPU to plan for; say what the server has, as --gpu 24GiB\n"
     )
+
+
+def planned_on_the_hub(address, tmp_path, *arguments):
+    """In a process of its own: the hub's library reads its address when it is imported."""
+    env = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    env |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
+    command = [sys.executable, "-m", "pipelines.cli", "memory", *arguments, "--gpu", "24GiB", "--json"]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
+def test_a_model_on_the_hub_is_planned_from_its_config_json_alone(tmp_path):
+    with hub() as (address, asked):
+        done = planned_on_the_hub(address, tmp_path, "org/shaped", "--revision", COMMIT)
+    assert done.returncode == 0, done.stderr
+    here = plan(parse_shape(CONFIG, "here"), EngineProfile(session_len=64, max_batch_size=128), CARD)
+    assert json.loads(done.stdout)["total_bytes"] == here.total_bytes
+    assert {path for path in asked if "safetensors" in path} == set()
+    assert any("config.json" in path for path in asked)
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "said"),
+    [
+        ("org/shaped", "main", "--revision main: is no commit; write its 40 hex digits"),
+        ("org/nothing", COMMIT, f"org/nothing at {COMMIT}: Hugging Face gave no config.json ("),
+    ],
+)
+def test_a_hub_that_does_not_give_it_is_one_line(tmp_path, name, revision, said):
+    with hub() as (address, _):
+        done = planned_on_the_hub(address, tmp_path, name, "--revision", revision)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"turbopress: {said}"), done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_the_table_the_advice_and_the_picture(turbopress, config, tmp_path):

@@ -46,6 +46,13 @@ def test_every_link_and_picture_is_in_the_repository():
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
+def test_every_link_and_picture_of_the_pages_about_serving_is_there():
+    page = ROOT / "docs" / "serving.md"
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text("utf8"))
+    assert {"chat.png", "memory.png"} <= set(links)
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
 def test_every_command_it_shows_exists_with_these_options():
     shown = re.findall(r"^turbopress ((?:vision )?\w+)([^#\n]*)", README, re.MULTILINE)
     verbs = {command.name or command.callback.__name__ for command in app.registered_commands}

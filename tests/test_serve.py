@@ -1,32 +1,20 @@
-"""`turbopress serve`: what it refuses before it starts anything, and LMDeploy's real server once it has."""
+"""`turbopress serve`: what it refuses before it starts anything, and servers that die."""
 
-import http.client
 import json
 import os
+import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
-from lmdeploy_environment import PROGRAM, emulated, executable, server_interpreter
-from serving_clients import leave_in_the_middle
+from lmdeploy_environment import executable
+from serving_process import SERVE, environment, free_port, refused
 from tiny_repository import make_repository, write_base
 from vision_models import write_internvl, write_llava
 
 from compress.checkpoint.vision import give, take
-from serving.client import Client
-from serving.engine import Sampling, load_engine
-from serving.errors import ServingError
-from serving.profile import EngineProfile
-
-ROOT = Path(__file__).parents[1]
-KEY = "a-key-that-no-log-shows"
-SERVE = (sys.executable, "-m", "pipelines.cli", "serve")
-needs_lmdeploy = pytest.mark.skipif(not PROGRAM.is_dir(), reason="../shared/turbomind_check is not there")
 
 
 @pytest.fixture(scope="module")
@@ -40,27 +28,6 @@ def machine(tmp_path):
     executable(tmp_path / "nvidia-smi", "echo 'NVIDIA L4, 24576, 500'")
     executable(tmp_path / "python", "echo 'ModuleNotFoundError: no lmdeploy here'; exit 3")
     return environment({"PATH": f"{tmp_path}:{os.environ['PATH']}", "LMDEPLOY_PYTHON": str(tmp_path / "python")})
-
-
-def environment(added):
-    return os.environ | {"PYTHONPATH": str(ROOT)} | added
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def refused(repository, env, *arguments):
-    """The one line with which `serve` ends."""
-    done = subprocess.run([*SERVE, *arguments], cwd=repository, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 1, done
-    assert done.stdout == ""
-    return done.stderr
-
-
-# --- before anything is started
 
 
 def test_without_a_gpu_it_says_what_works_instead(repository, tmp_path):
@@ -134,6 +101,47 @@ def test_lmdeploy_is_told_the_batch_that_was_planned_for_the_card(repository, ma
     assert f"--max-batch-size {batch} " in said
 
 
+def test_a_dry_run_prints_the_command_and_starts_nothing(repository, tmp_path):
+    command = [*SERVE, "awq-w4", "--dry-run", "--kv", "int8", "--host", "::1"]
+    here = environment({"PATH": str(tmp_path)})  # neither a GPU nor LMDeploy
+    done = subprocess.run(command, cwd=repository, env=here, capture_output=True, text=True, check=True)
+    told = shlex.split(done.stdout)
+    assert told[:3] == ["lmdeploy", "serve", "api_server"]
+    assert told[told.index("--quant-policy") + 1] == "8"
+    assert told[told.index("--server-name") + 1] == "::1"
+    said = refused(repository, here, "awq-w4", "--dry-run", "--engine", "transformers")
+    assert said.startswith("turbopress: --dry-run: prints LMDeploy's command line, and transformers has none")
+
+
+DIES_SERVING = """import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Healthy(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+    def log_message(self, *said): pass
+server = HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--server-port") + 1])), Healthy)
+server.handle_request()
+print("RuntimeError: CUDA error: misaligned address", flush=True)
+print("goodbye", flush=True)
+sys.exit(7)
+"""
+
+
+def test_a_server_that_dies_while_it_serves_is_quoted(repository, machine, tmp_path):
+    (tmp_path / "dies.py").write_text(DIES_SERVING)
+    executable(tmp_path / "python", f'exec {sys.executable} {tmp_path / "dies.py"} "$@"')
+    command = [*SERVE, "awq-w4", "--port", str(free_port())]
+    done = subprocess.run(command, cwd=repository, env=machine, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stdout.startswith("awq-w4: ready at ")
+    assert done.stderr.splitlines()[-1] == (
+        "turbopress: lmdeploy: ended with status 7 while it served; its last words: "
+        "RuntimeError: CUDA error: misaligned address"
+    )
+
+
 def test_a_server_that_dies_at_start_is_quoted(repository, machine):
     said = refused(repository, machine, "awq-w4", "--port", str(free_port())).splitlines()
     assert said[-1] == (
@@ -175,179 +183,14 @@ def test_an_engine_that_is_none_is_refused(repository, machine):
     assert said == "turbopress: --engine: vllm; choose lmdeploy, llama.cpp or transformers\n"
 
 
-# --- without a GPU
-
-
-@pytest.fixture(scope="module")
-def local(repository, tmp_path_factory):
-    """`turbopress serve --engine transformers`, which needs neither LMDeploy nor a GPU."""
-    log = tmp_path_factory.mktemp("log") / "local.log"
-    here = environment({"TURBOPRESS_API_KEY": KEY, "TURBOPRESS_DEVICE": "cpu"})
-    server = Served(repository, here, log, "awq-w4", "--engine", "transformers")
-    while not server.client.is_healthy():
-        assert server.process.poll() is None
-        time.sleep(0.1)
-    yield server
-    server.end(signal.SIGTERM)
-
-
-def test_the_served_answer_is_that_of_the_folder(local, repository, monkeypatch):
-    monkeypatch.setenv("TURBOPRESS_DEVICE", "cpu")
-    here = load_engine(repository / "models" / "awq-w4", EngineProfile(), "transformers")
-    said, greedy = [{"role": "user", "content": "word100 word200"}], Sampling(max_tokens=8, temperature=0)
-    assert local.ready.startswith(f"awq-w4: ready at http://127.0.0.1:{local.port}/v1")
-    assert local.client.models() == ["awq-w4"]
-    assert "".join(local.client.chat(said, greedy)) == "".join(here.chat(said, greedy))
-    assert "".join(local.client.complete("word100", greedy)) == "".join(here.complete("word100", greedy))
-
-
-def test_it_answers_whole_too(local):
-    connection = http.client.HTTPConnection("127.0.0.1", local.port)
-    body = {"model": "awq-w4", "messages": [{"role": "user", "content": "word100"}], "max_tokens": 4, "temperature": 0}
-    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
-    connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
-    (choice,) = json.loads(connection.getresponse().read())["choices"]
-    connection.close()
-    assert choice["message"]["content"]
-    assert choice["finish_reason"] == "stop"
-
-
-def test_it_asks_for_the_key_and_refuses_what_it_cannot_answer(local):
-    with pytest.raises(ServingError, match="wants a key"):
-        Client(local.client.address, key="another").models()
-    with pytest.raises(ServingError, match=r"refused \(400\): .*holds no token"):
-        list(local.client.complete("", Sampling(max_tokens=4)))
-    with pytest.raises(ServingError, match=r"refused \(400\): prompt: has \d+ tokens and the model reads 64"):
-        list(local.client.complete("word100 " * 80, Sampling(max_tokens=4)))
-    assert local.client.models() == ["awq-w4"]
-
-
-def test_a_client_that_goes_away_stops_its_answer(local):
-    answer = local.client.complete("word100", Sampling(max_tokens=2000, temperature=0))
-    next(answer)
-    answer.close()
-    start = time.monotonic()
-    assert "".join(local.client.complete("word100", Sampling(max_tokens=4)))  # one at a time: it waits for the other
-    assert time.monotonic() - start < 20
-
-
-# --- LMDeploy's own server
-
-
-@pytest.fixture(scope="module")
-def lmdeploy(tmp_path_factory):
-    return environment(emulated(tmp_path_factory.mktemp("lmdeploy"), server_interpreter()))
-
-
-class Served:
-    """A running `turbopress serve`."""
-
-    def __init__(self, repository, env, log, *arguments):
-        self.port = free_port()
-        self.log = log
-        command = [*SERVE, *arguments, "--port", str(self.port), "--max-batch", "4"]
-        with log.open("w") as errors:
-            self.process = subprocess.Popen(
-                command, cwd=repository, env=env, stdout=subprocess.PIPE, stderr=errors, text=True
-            )
-        self.ready = self.process.stdout.readline()
-        assert self.ready, log.read_text()
-        self.client = Client(f"http://127.0.0.1:{self.port}", key=KEY)
-
-    def end(self, number):
-        """The exit status after a signal, and the seconds it took."""
-        start = time.monotonic()
-        self.process.send_signal(number)
-        with self.process:  # closes its pipe
-            return self.process.wait(60), time.monotonic() - start
-
-
-@pytest.fixture(scope="module")
-def served(repository, lmdeploy, tmp_path_factory):
-    log = tmp_path_factory.mktemp("log") / "server.log"
-    server = Served(
-        repository, lmdeploy | {"TURBOPRESS_API_KEY": KEY}, log, "awq-w4", "--session-len", "64", "--kv", "int8"
-    )
-    yield server
-    server.end(signal.SIGTERM)
-
-
-@needs_lmdeploy
-def test_it_says_where_it_is_ready_and_what_it_takes(served):
-    assert served.ready.startswith(f"awq-w4: ready at http://127.0.0.1:{served.port}/v1, takes ")
-    assert served.client.models() == ["awq-w4"]
-
-
-@needs_lmdeploy
-def test_it_listens_on_loopback_only(served):
-    listeners = Path("/proc/net/tcp").read_text().splitlines()[1:]
-    places = {line.split()[1] for line in listeners if line.split()[3] == "0A"}
-    assert [place.split(":")[0] for place in places if int(place.split(":")[1], 16) == served.port] == ["0100007F"]
-
-
-@needs_lmdeploy
-def test_the_engine_is_told_the_profile(served):
-    line = next(line for line in Path("/proc").glob("[0-9]*/cmdline") if _is_server(line, served.port)).read_bytes()
-    told = line.decode().split("\0")
-    assert told[told.index("--quant-policy") + 1] == "8"
-    assert told[told.index("--model-format") + 1] == "awq"
-    assert told[told.index("--server-name") + 1] == "127.0.0.1"
-    assert told[told.index("--max-batch-size") + 1] == "4"
-
-
-def _is_server(path, port):
-    try:
-        words = path.read_bytes().decode().split("\0")
-    except OSError:
-        return False
-    return "api_server" in words and str(port) in words
-
-
-@needs_lmdeploy
-def test_the_api_key_is_asked_for_and_shown_to_nobody(served):
-    with pytest.raises(ServingError, match="wants a key"):
-        Client(served.client.address, key="another").models()
-    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if _is_server(path, served.port)]
-    assert lines
-    assert not any(KEY.encode() in line for line in lines)
-    assert KEY not in served.log.read_text()
-
-
-@needs_lmdeploy
-def test_lmdeploy_answers_through_its_stream(served):
-    """So fast over the emulated GPU that its pieces may arrive as one."""
-    pieces = list(served.client.chat([{"role": "user", "content": "word100"}], Sampling(max_tokens=6)))
-    assert len("".join(pieces).split()) == 6
-
-
-@needs_lmdeploy
-def test_a_prompt_longer_than_the_session_is_one_line(served):
-    with pytest.raises(ServingError, match=r"refused \(400\): Input length .* context length \(64\)"):
-        list(served.client.complete("word100 " * 80, Sampling(max_tokens=6)))
-
-
-@needs_lmdeploy
-def test_a_client_that_disconnects_leaves_the_server_well(served):
-    leave_in_the_middle(served, "awq-w4", "word100", KEY, 40)
-
-
-@needs_lmdeploy
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_server_and_then_us(repository, lmdeploy, tmp_path, number):
-    server = Served(repository, lmdeploy, tmp_path / "log", "awq-w4", "--session-len", "64")
-    status, elapsed_s = server.end(number)
-    assert status == 0
-    assert elapsed_s < 30
-    assert not server.client.is_healthy()
-    assert "Finished server process" in (tmp_path / "log").read_text()
-
-
-@needs_lmdeploy
-def test_a_server_that_cannot_load_the_model_is_quoted(repository, lmdeploy, tmp_path):
-    shutil.copytree(repository / "models" / "awq-w4", tmp_path / "short")
-    (tmp_path / "short" / "manifest.json").unlink()
-    sorted((tmp_path / "short").glob("*.safetensors"))[1].unlink()
-    said = refused(repository, lmdeploy, str(tmp_path / "short"), "--port", str(free_port())).splitlines()[-1]
-    assert said.startswith("turbopress: lmdeploy: ")
-    assert "before it answered; its last words: " in said
-    assert "Error" in said
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--kv", "int8", "--cache", "0.4", "--tp", "2"), "--cache, --kv, --tp"),
+        (("--session-len", "32"), "--session-len"),
+        (("--max-batch", "2", "--prefix-caching"), "--max-batch, --prefix-caching"),
+    ],
+)
+def test_what_transformers_would_not_hear_is_refused(repository, machine, flags, told):
+    said = refused(repository, machine, "awq-w4", "--engine", "transformers", *flags, "--port", str(free_port()))
+    assert said == (f"turbopress: --engine transformers: does not hear {told}; leave it out, or serve by lmdeploy\n")

@@ -1,17 +1,20 @@
 """The chat page in headless Chromium, and what its buttons do without one."""
 
 import html
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import threading
+import time
+import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from test_serve import free_port
+from serving_process import free_port
 from tiny_repository import WORDS, make_repository
 from vision_models import write_llava
 
@@ -19,7 +22,7 @@ from serving.engine import Sampling
 from serving.errors import ServingError
 from serving.web.differences import marked, share_equal, tokens
 from serving.web.offers import Offer, read_card
-from serving.web.talk import Stops, answered, side_by_side, spoken
+from serving.web.talk import Stops, answered, asked, side_by_side, spoken
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium")
@@ -45,6 +48,15 @@ class Parrot:
             self.closed = True
 
 
+def offered(parrot):
+    """The parrot as the page has it."""
+    return Offer("parrot", lambda: parrot)
+
+
+def unloadable():
+    raise ServingError("models/x: model.safetensors was altered; fetch it again")
+
+
 # --- without a browser
 
 
@@ -62,14 +74,14 @@ def test_what_differs_is_marked_in_both_and_nothing_else():
 
 
 def test_an_answer_grows_and_the_history_ends_with_it():
-    steps = list(answered([{"role": "user", "content": "hi"}], Parrot("a", "b"), "", HOT, threading.Event()))
+    steps = list(answered([{"role": "user", "content": "hi"}], offered(Parrot("a", "b")), "", HOT, threading.Event()))
     assert [step[-1]["content"] for step in steps] == ["a", "ab"]
     assert steps[-1][0] == {"role": "user", "content": "hi"}
 
 
 def test_a_system_prompt_reaches_the_model_and_not_the_history():
     parrot = Parrot("a")
-    steps = list(answered([{"role": "user", "content": "hi"}], parrot, "be brief", HOT, threading.Event()))
+    steps = list(answered([{"role": "user", "content": "hi"}], offered(parrot), "be brief", HOT, threading.Event()))
     assert parrot.asked[0][0] == {"role": "system", "content": "be brief"}
     assert all(message["role"] != "system" for message in steps[-1])
 
@@ -78,7 +90,7 @@ def test_stop_ends_this_session_s_answer_only():
     stops = Stops()
     mine, theirs = stops.begin("mine"), stops.begin("theirs")
     parrot = Parrot(*"abcdef")
-    answer = spoken(parrot, [], HOT, mine)
+    answer = spoken(offered(parrot), [], HOT, mine)
     assert next(answer) == "a"
     stops.stop("mine")
     assert list(answer) == []
@@ -88,8 +100,25 @@ def test_stop_ends_this_session_s_answer_only():
 
 def test_a_failure_is_shown_after_what_was_said():
     assert (
-        list(spoken(Parrot("a", fails=True), [], HOT, threading.Event()))[-1] == "a\n\n⚠ http://x: the server went away"
+        list(spoken(offered(Parrot("a", fails=True)), [], HOT, threading.Event()))[-1]
+        == "a\n\n⚠ http://x: the server went away"
     )
+
+
+def test_a_model_that_cannot_be_loaded_says_so_where_its_answer_would_stand():
+    (told,) = spoken(Offer("x", unloadable), [], HOT, threading.Event())
+    assert told == "⚠ models/x: model.safetensors was altered; fetch it again"
+    pair = (Offer("one", lambda: Parrot("a")), Offer("x", unloadable))
+    *_, (left, right, _) = side_by_side(*pair, "hi", "", HOT, threading.Event())
+    assert "a" in left
+    assert "model.safetensors" in right
+
+
+def test_what_is_no_image_is_refused_before_the_model_is_asked(tmp_path):
+    (tmp_path / "x.png").write_text("no")
+    *_, question, refusal = asked([], "what is it?", [tmp_path / "x.png"])
+    assert question == {"role": "user", "content": "what is it?"}
+    assert refusal["content"] == f"⚠ {tmp_path / 'x.png'}: is no PNG, JPEG or WebP; convert it"
 
 
 def test_side_by_side_ends_with_the_differences():
@@ -131,6 +160,44 @@ def test_app_py_makes_the_page_from_the_base_that_comes_with_the_repository():
     told = "import app; print(type(app.demo).__name__, 'examples/demo/base' in str(app.demo.config))"
     done = subprocess.run([sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["Blocks", "True"]
+
+
+@pytest.fixture(scope="module")
+def hosted():
+    """app.py as a hosting service starts it: its address."""
+    port = free_port()
+    env = os.environ | {
+        "PYTHONPATH": str(ROOT), "TURBOPRESS_DEVICE": "cpu", "GRADIO_SERVER_PORT": str(port),
+        "GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1",
+    }  # fmt: skip
+    with subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            for _ in range(600):
+                if process.poll() is not None or _answers(f"http://127.0.0.1:{port}/"):
+                    break
+                time.sleep(0.1)
+            assert process.poll() is None, process.stdout.read()
+            yield f"http://127.0.0.1:{port}/"
+        finally:
+            process.terminate()
+
+
+def _answers(address):
+    try:
+        with urllib.request.urlopen(address, timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+def test_app_py_serves_the_page_when_it_is_started(hosted):
+    with urllib.request.urlopen(hosted, timeout=10) as answer:
+        page = answer.read().decode()
+    assert "gradio" in page
+    with urllib.request.urlopen(f"{hosted}config", timeout=10) as answer:
+        config = json.load(answer)
+    assert config["title"] == "turbopress"
+    assert "examples/demo/base" in json.dumps(config["components"])
 
 
 # --- in Chromium
@@ -245,6 +312,60 @@ def test_a_visitor_shows_an_image_to_a_model_that_sees(browser, tmp_path):
         page.close()
     assert said[0] == "🖼 word100 word200"
     assert set(said[1].split()) <= set(WORDS)
+
+
+def said_to(page, text, count=2):
+    page.fill("#message textarea", text)
+    page.click("#send")
+    return conversation(page, count)[-1]
+
+
+@needs_chromium
+def test_a_prompt_that_is_too_long_is_one_line_on_the_page(page):
+    told = said_to(page, "word100 " * 80)
+    assert re.fullmatch(r"⚠ prompt: has \d+ tokens and the model reads 64; shorten it", told)
+
+
+@needs_chromium
+def test_what_cannot_be_answered_is_one_line_on_the_page(browser, tmp_path):
+    """A damaged image, an image for a model that sees none, an altered model, and one without a chat template."""
+    from PIL import Image
+
+    root = make_repository(tmp_path)
+    write_llava(root / "llava")
+    for name in ("altered", "mute"):
+        shutil.copytree(root / "models" / "base", root / "models" / name)
+    shard = next((root / "models" / "altered").glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\x01")
+    (root / "models" / "mute" / "manifest.json").unlink()
+    (root / "models" / "mute" / "chat_template.jinja").unlink(missing_ok=True)
+    said = json.loads((root / "models" / "mute" / "tokenizer_config.json").read_text())
+    said.pop("chat_template", None)
+    (root / "models" / "mute" / "tokenizer_config.json").write_text(json.dumps(said))
+    Image.effect_noise((40, 30), 90).convert("RGB").save(tmp_path / "noise.png")
+    (tmp_path / "damaged.png").write_bytes((tmp_path / "noise.png").read_bytes()[:60])
+    asked_of = [
+        ("./llava", "damaged.png", "⚠ image: is damaged"),
+        ("base", "noise.png", "⚠ base: takes no images; leave them out"),
+        ("altered", None, "was altered"),
+        ("mute", None, "⚠ chat: this model has no chat template"),
+    ]
+    with opened(root, *(model for model, _, _ in asked_of)) as place:
+        for model, image, words in asked_of:
+            page = browser.new_page()
+            page.set_default_timeout(60_000)
+            page.goto(place)
+            page.wait_for_selector("#message textarea")
+            if model != "./llava":
+                page.click("#model input")
+                page.get_by_role("option", name=model).click()
+            if image:
+                page.set_input_files("#message input[type=file]", tmp_path / image)
+                page.wait_for_selector("#message img, #message [class*=thumbnail]")
+            told = said_to(page, "word100 word200")
+            page.close()
+            assert told.startswith("⚠ "), (model, told)
+            assert words in told, (model, told)
 
 
 @needs_chromium

@@ -77,7 +77,7 @@ def _chat(by_name: Mapping[str, Offer], table: str, settings: list[gr.components
         if not said or said[-1]["role"] != "user":
             return
         flag, sampling = stops.begin(str(request.session_hash)), _sampling(max_tokens, temperature, top_p, seed)
-        for told in answered(said, by_name[name].engine, system, sampling, flag):
+        for told in answered(said, by_name[name], system, sampling, flag):
             yield told, shown(told)
 
     def take_back(said: list[Message], seed: float) -> tuple[list[Message], Any, float]:

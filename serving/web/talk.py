@@ -6,9 +6,10 @@ Each visitor's stop button reaches that visitor's answer only: `Stops` holds one
 import html
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
-from serving.engine import Engine, Message, Sampling
+from serving.engine import Message, Sampling
 from serving.errors import ServingError
 from serving.images import user_message, words
 from serving.web.differences import marked, share_equal
@@ -33,33 +34,38 @@ class Stops:
 
 
 def asked(history: Sequence[Message], text: str, images: Sequence[Path]) -> list[Message]:
-    """The history with the user's new message."""
-    return [*history, user_message(text, images)]
+    """The history with the user's new message; one that cannot be sent has its refusal for an answer already."""
+    try:
+        return [*history, user_message(text, images)]
+    except ServingError as error:
+        return [*history, user_message(text), {"role": "assistant", "content": _refusal(error)}]
 
 
 def answered(
-    history: Sequence[Message], engine: Engine, system: str, sampling: Sampling, stop: threading.Event
+    history: Sequence[Message], offer: Offer, system: str, sampling: Sampling, stop: threading.Event
 ) -> Iterator[list[Message]]:
     """The history with the assistant's answer as far as it has come, again and again until it is whole or stopped."""
     opening: list[Message] = [{"role": "system", "content": system}] if system.strip() else []
-    for text in spoken(engine, [*opening, *history], sampling, stop):
+    for text in spoken(offer, [*opening, *history], sampling, stop):
         yield [*history, {"role": "assistant", "content": text}]
 
 
-def spoken(engine: Engine, messages: Sequence[Message], sampling: Sampling, stop: threading.Event) -> Iterator[str]:
-    """The answer as far as it has come; a refusal is shown as the answer would be."""
+def spoken(offer: Offer, messages: Sequence[Message], sampling: Sampling, stop: threading.Event) -> Iterator[str]:
+    """The answer as far as it has come; a refusal, of loading too, is shown as the answer would be."""
     text = ""
-    answer = engine.chat(messages, sampling)
     try:
-        for piece in answer:
-            if stop.is_set():
-                break
-            text += piece
-            yield text
+        with closing(offer.engine.chat(messages, sampling)) as answer:
+            for piece in answer:
+                if stop.is_set():
+                    break
+                text += piece
+                yield text
     except ServingError as error:
-        yield f"{text}\n\n⚠ {error}".strip()
-    finally:
-        answer.close()  # type: ignore[attr-defined]  # an iterator of ours is a generator
+        yield f"{text}\n\n{_refusal(error)}".strip()
+
+
+def _refusal(error: ServingError) -> str:
+    return f"⚠ {error}"
 
 
 def side_by_side(
@@ -70,7 +76,7 @@ def side_by_side(
     messages = [*opening, user_message(prompt)]
     texts = ["", ""]
     for place, offer in enumerate((left, right)):
-        for texts[place] in spoken(offer.engine, messages, sampling, stop):
+        for texts[place] in spoken(offer, messages, sampling, stop):
             yield *(_shown(text) for text in texts), f"{offer.name} is speaking …"  # type: ignore[misc]
     same = share_equal(*texts)
     one, other = (_shown(text, is_html=True) for text in marked(*texts))
