@@ -28,8 +28,7 @@ def main(key: str, source: Path, calibration: Path, out: Path, trace: Path) -> N
     text = _text(windows)
     work = Work(checkpoint, text, _resources(recipe, checkpoint, text, out.parent), f"prune.{key}", show)
     decision = decide(work, recipe, out.parent)
-    tensor_parallel = 1 if isinstance(recipe, DepthRecipe) else recipe.tensor_parallel
-    require_servable(decision.config, "llama", None, f"prune.{key}", tensor_parallel)
+    require_servable(decision.config, "llama", None, f"prune.{key}", recipe.tensor_parallel)
     said = recipe.model_dump(by_alias=True, mode="json")
     made = {"removed": list(decision.removed), "sizes": dict(decision.sizes)}
     with new_artifact(

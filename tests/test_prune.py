@@ -3,6 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from servable import servable
 from tiny import CONFIG, internlm2_tensors, windows, write_config, write_internlm2
 
 from compress.checkpoint.checkpoint import Checkpoint
@@ -26,7 +27,7 @@ def pruned(folder, out, removed, layout="llama"):
     out.mkdir()
     config = checkpoint.config.replace(num_hidden_layers=checkpoint.config.num_layers - len(removed))
     write_without(checkpoint, removed, ModelWriter(out, config, layout))
-    return out
+    return servable(out)
 
 
 def write_with_idle_layer(folder, idle):

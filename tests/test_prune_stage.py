@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from servable import servable
 from tiny_repository import make_base
 from turbomind_check import MISSING, PROGRAM, ask, interpreter
 
@@ -18,6 +19,7 @@ VARIANTS = {
     "small": {"method": "mix", "target": {"latency": 0.8}, "windows": 2},
     "illegal": {"method": "width", "intermediate_size": 300},
     "undivided": {"method": "width", "intermediate_size": 256, "tensor_parallel": 3},
+    "undivided-depth": {"method": "depth", "remove_layers": 1, "tensor_parallel": 3},
 }
 FILES = {"config.json", "manifest.json", "model.safetensors.index.json", "tokenizer.json", "README.md"}
 
@@ -39,7 +41,7 @@ def prune(repository, monkeypatch):
         out, trace = repository / "models" / key, repository / "traces" / key
         if not out.exists():
             main(key, repository / "models" / "base", repository / "data", out, trace)
-        return out, trace
+        return servable(out), trace
 
     return run
 
@@ -96,6 +98,10 @@ def test_the_trace_shows_all_candidates_of_a_target(prune):
     [
         ("illegal", r"^prune\.illegal\.intermediate_size: 300 of 384 is not legal .* the nearest legal are 256$"),
         ("undivided", r"^prune\.undivided\.intermediate_size: no size below 384 is legal for tensor_parallel 3"),
+        (
+            "undivided-depth",
+            r"^prune\.undivided-depth: .* 4 heads with 2 kv heads do not divide by tp 3, legal are 1, 2",
+        ),
     ],
 )
 def test_what_is_refused_leaves_nothing(prune, repository, key, message):

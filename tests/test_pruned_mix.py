@@ -1,12 +1,14 @@
 """A target is met by the mix that loses least, measured on windows that nothing was fitted to."""
 
 import pytest
+from servable import servable
 from test_width import WIDE, ids, source
 
 from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.write import ModelWriter
 from compress.errors import CompressError
 from compress.prune.budget import decode_bytes, decoder_parameters, share
+from compress.prune.leave_out import LeaveOut
 from compress.prune.mix import ways
 from compress.prune.prune import Work, decide, write
 from compress.prune.recipe import LatencyTarget, MixRecipe, ParametersTarget
@@ -65,9 +67,28 @@ def test_the_way_that_loses_least_is_taken_and_the_result_meets_the_target(model
     assert len(decision.removed) == best.way.remove_layers
     (tmp_path / "p").mkdir()
     write(work, recipe, decision, ModelWriter(tmp_path / "p", decision.config, "llama"))
-    made = Checkpoint(tmp_path / "p").config
+    made = Checkpoint(servable(tmp_path / "p")).config
     (most,) = target.values()
     assert share(made, checkpoint.config, recipe.target) == best.way.share <= most
+
+
+def test_windows_that_rank_the_candidates_have_not_chosen_their_layers(model, tmp_path, monkeypatch):
+    chose, ranked = set(), set()
+    kl_nats, kl_of = LeaveOut.kl_nats, LeaveOut.kl_of
+
+    def choosing(self, trunk, choices):
+        chose.update(map(tuple, self.tokens.tolist() if choices else []))
+        return kl_nats(self, trunk, choices)
+
+    def ranking(self, candidate):
+        ranked.update(map(tuple, self.tokens.tolist()))
+        return kl_of(self, candidate)
+
+    monkeypatch.setattr(LeaveOut, "kl_nats", choosing)
+    monkeypatch.setattr(LeaveOut, "kl_of", ranking)
+    decide(Work(Checkpoint(model), Text(ids()), Resources(), "here"), mix(parameters=0.75), tmp_path)
+    assert len(chose) == len(ranked) == 4
+    assert not chose & ranked
 
 
 def test_a_target_that_no_way_meets_is_refused(model):

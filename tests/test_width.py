@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from safetensors.torch import save_file
+from servable import servable
 from tiny import CONFIG, internlm2_tensors, windows, write_config
 
 from compress.checkpoint.checkpoint import Checkpoint
@@ -43,7 +44,7 @@ def pruned(folder, out, recipe, text=None, **resources):
     out.mkdir()
     decision = decide(work, recipe, out.parent)
     write(work, recipe, decision, ModelWriter(out, decision.config, "llama"))
-    return out
+    return servable(out)
 
 
 def width(**sizes):

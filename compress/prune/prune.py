@@ -136,7 +136,8 @@ def _channels(work: Work, importance: str, decision: Decision) -> Int64[Tensor, 
 
 
 def _mixed(work: Work, recipe: MixRecipe, workspace: Path) -> Decision:
-    """Each way is fitted to all windows but the last, and measured on those: fitted to, they would flatter it."""
+    """Layers are scored and each way is fitted on all windows but the last, and measured on those: windows that chose
+    its layers, or that it was fitted to, would flatter it."""
     tried = ways(work.source.config, recipe, work.place)
     if len(work.text) <= recipe.windows:
         found = f"{recipe.windows} windows to measure on, of {len(work.text)} of calibration"
@@ -144,7 +145,7 @@ def _mixed(work: Work, recipe: MixRecipe, workspace: Path) -> Decision:
     held_out = work.leave_out(work.text[len(work.text) - recipe.windows :])
     fitting = Work(work.source, work.text[: len(work.text) - recipe.windows], work.resources, work.place, work.progress)
     most = max(way.remove_layers for way in tried)
-    rounds = by_kl(held_out, most, work.place) if most else []
+    rounds = _worst_rounds(fitting, most or None, recipe.windows)
     candidates = []
     for way in tried:
         decision = _decision(work, layers_of(rounds[: way.remove_layers]), way.sizes, ())

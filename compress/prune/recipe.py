@@ -34,7 +34,13 @@ class Compensation(Strict):
     damping: float = Field(0.1, gt=0, le=10, description="pull to the plain cut, as a share of the mean Gram diagonal")
 
 
-class DepthRecipe(Strict):
+class Ranks(Strict):
+    """On how many GPUs TurboMind is to load the result."""
+
+    tensor_parallel: int = Field(1, ge=1)
+
+
+class DepthRecipe(Ranks):
     """Leaves out decoder layers: those that change their input least, or whose absence the answers show least."""
 
     method: Literal["depth"]
@@ -50,10 +56,9 @@ class DepthRecipe(Strict):
         return self.remove_layers if self.contiguous and isinstance(self.remove_layers, int) else 1
 
 
-class Contract(Strict):
-    """What sizes are asked for: a model that TurboMind loads on so many GPUs, and in 4 bits with such groups later."""
+class Contract(Ranks):
+    """What sizes are asked for: a model that TurboMind loads, and in 4 bits with such groups later."""
 
-    tensor_parallel: int = Field(1, ge=1)
     group_size: Literal[128, 32] | None = 128  # null: it will stay in 16 bits
 
 
