@@ -52,7 +52,7 @@ def main(key: str, source: Path, teacher: Path, text: Path, out: Path, trace: Pa
     guide = _teacher(teacher, tokens, recipe, place, kept / "teacher")
     counted = None if windows.predicts is None else torch.from_numpy(windows.predicts)
     first = processes.is_main_process
-    with live(repository_root(), key, described, quiet=not first) as watch:
+    with live(repository_root(), key, described, tokens=recipe.batch * tokens.shape[1], quiet=not first) as watch:
         steps = distill_(
             student, guide, tokens, recipe, counted=counted, watch=watch, kept=kept,
             progress=showing(recipe.batch * tokens.shape[1], "tokens") if first else silent,

@@ -27,11 +27,13 @@ HEARD_EVERY = {"cpu": 1, "cuda": 10}  # steps between two looks at the losses
 
 @dataclass(frozen=True)
 class Step:
-    """Mean loss of one update's tokens, in nats; and that of the held-out windows after it, where it was measured."""
+    """Mean loss of one update's tokens, in nats; that of the held-out windows after it, where it was measured; and the
+    rate that the update was made with."""
 
     step: int
     loss_nats: float
     held_out_nats: float | None = None
+    learning_rate: float | None = None
 
 
 Watch = Callable[[Step], None]
@@ -62,7 +64,7 @@ class Loop:
         self.training, self.held_out = self._parted()
         self.steps: list[Step] = []
         self.best: dict[str, Tensor] | None = None
-        self.waiting: list[tuple[int, list[int], Tensor]] = []  # step, windows, loss: not yet heard
+        self.waiting: list[tuple[int, list[int], float, Tensor]] = []  # step, windows, rate, loss: not yet heard
 
     def run(self, progress: Progress) -> list[Step]:
         """All steps that are still to do; afterwards the model has the best step's weights."""
@@ -71,7 +73,8 @@ class Loop:
         batches = itertools.islice(order(len(self.training), self.recipe.batch, self.recipe.seed), start, None)
         for step in progress(range(start, self.recipe.steps), "step"):
             windows = [self.training[n] for n in next(batches)]
-            self.waiting.append((step, windows, self._update(windows)))
+            rate = self.schedule.get_last_lr()[0]
+            self.waiting.append((step, windows, rate, self._update(windows)))
             last, asked = step + 1 == self.recipe.steps, self._due(step)
             if (step + 1) % every == 0 or last or any(asked):
                 self._hear()
@@ -122,13 +125,15 @@ class Loop:
         """The losses that waited, over all processes; the first that is no number ends the training."""
         waited, self.waiting = self.waiting, []
         means = self.accelerator.reduce(torch.stack([loss for *_, loss in waited]), "mean")
-        for (step, windows, _), loss, finite in zip(waited, means.tolist(), means.isfinite().tolist(), strict=True):
+        for (step, windows, rate, _), loss, finite in zip(
+            waited, means.tolist(), means.isfinite().tolist(), strict=True
+        ):
             if not finite:
                 raise CompressError(
                     f"step {step}: the loss is {loss} on the batch {self.corpus.digest(windows)[:12]} "
                     f"(windows {', '.join(map(str, windows))}); lower learning_rate or raise warmup_steps"
                 )
-            self.steps.append(Step(step, loss))
+            self.steps.append(Step(step, loss, learning_rate=rate))
             self._tell(self.steps[-1])
 
     @torch.no_grad()
