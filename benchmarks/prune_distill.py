@@ -6,10 +6,12 @@
 
 SMOLLM2 and the windows come from carry_smollm2.py, quality_windows.py, training_windows.py and own_words.py; `--text`
 names the sets that are trained on, none of the domain that the promise is about (wikitext2). Stages: base, pruned,
-distilled, base-w4, distilled-w4, and with `--repair` distilled-w4-repaired. `recovered` is the share of the perplexity
-that pruning cost which a stage has won back, with the 95 % interval of a bootstrap over windows, all stages by the same
-draws; the domain `written` is of greedy continuations of held-out beginnings, where `perplexity` is the base's of what
-was written. Rows replace those of the same model, way, stage and domain in benchmarks/results/prune_distill.json.
+distilled, base-w4, distilled-w4, and with `--repair` distilled-w4-repaired. `recovered` and `recovered_kl` are the
+shares of the perplexity and of the KL that pruning cost which a stage has won back, `extra_…` what quantizing the
+student costs more than quantizing the base (won_back.py); the domain `written` is of continuations of held-out
+beginnings (continuations.py), where `perplexity` is the base's of what was written greedily. A row holds the recipe of
+its stage and the text that this read. Rows replace those of the same model, way, stage and domain in
+benchmarks/results/prune_distill.json.
 
 The nearest published figure is of another protocol: Minitron kept 95.6 % of Qwen3-8B's MMLU after 14 % of its
 parameters were cut and 1.6 M tokens distilled on two H200s in 1 h 45.
@@ -20,7 +22,6 @@ import json
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -28,10 +29,12 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import numpy as np
 import torch
-from quality_scores import DRAWS
+from continuations import beside_base, greedy, sampled
 from quantizer import save, table
 from quantizer_quality import device, device_name, made
+from recipe_family import Recipes, Texts, said
 from transformers import GenerationConfig
+from won_back import quantization_extra, recovered
 
 from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.load import load_model
@@ -40,7 +43,6 @@ from compress.distill.quantized import load_quantized, write_quantized
 from compress.distill.recipe import DistillRecipe
 from compress.distill.train import distill_
 from compress.evaluate.compare import WindowScores, compare_models
-from compress.evaluate.outputs import describe, likelihood, write_on
 from compress.prune.budget import decoder_parameters
 from compress.prune.prune import Work, decide, write
 from compress.prune.recipe import Compensation, DepthRecipe, MixRecipe, WidthRecipe
@@ -59,32 +61,14 @@ REPAIR = {
     "steps": 1000, "batch": 8, "learning_rate": 0.0005, "warmup_steps": 20, "precision": "bf16",
     "train": {"method": "scales", "embeddings": 1.0},
 }  # fmt: skip
-PROMPT, WRITTEN, ALL = 32, 256, "all"
+ALL = "all"
+NOT_SHOWN = ("text", "recipe")  # in the file only
 # Ways to cut a quarter of the demo base's decoder: the first is that of params.yaml.
 STARTS = {
     "depth": DepthRecipe(method="depth", remove_layers=2),
     "depth by KL, made good": DepthRecipe(method="depth", remove_layers=2, score="kl", compensation=Compensation()),
     "feed-forward": WidthRecipe(method="width", intermediate_size=512),
 }
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Windows to decide on, to learn from, and by domain to be measured on."""
-
-    calibration: torch.Tensor
-    training: torch.Tensor
-    held_out: dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Recipes:
-    """What is done to a model."""
-
-    prune: DepthRecipe | WidthRecipe | MixRecipe
-    distill: DistillRecipe
-    quantize: AwqRecipe
-    repair: DistillRecipe | None
 
 
 def steps(model, texts, recipes, work):
@@ -102,7 +86,8 @@ def steps(model, texts, recipes, work):
     yield "distilled", student, seen, seconds()
     for source in (model, student):
         stage = "base-w4" if source == model else "distilled-w4"
-        seconds = made(source, texts.calibration, recipes.quantize, work / stage)
+        recipe = recipes.of(stage)[0]
+        seconds = made(source, texts.calibration, recipe, work / stage)
         yield stage, work / stage, texts.calibration.numel(), seconds
     if recipes.repair is None:
         return
@@ -141,17 +126,6 @@ def scored(folder, base, held_out):
     return variant, scores | ({ALL: whole} if len(scores) > 1 else {})
 
 
-def written(variant, base, held_out, ends):
-    """How a variant goes on from held-out beginnings, and how likely the base finds that."""
-    prompts = torch.cat([tokens[:8, :PROMPT] for tokens in held_out.values()]).to(device())
-    outputs = write_on(variant, prompts, WRITTEN, ends, batch=32)
-    said = describe(outputs)
-    return {
-        "perplexity": float(np.exp(likelihood(base, outputs))),
-        "repetition": said["output_repetition"], "written_tokens": said["output_tokens"],
-    }  # fmt: skip
-
-
 def end_marks(model):
     """The ids that end a text, as generation_config.json has them."""
     ends = (
@@ -160,48 +134,45 @@ def end_marks(model):
     return [ends] if isinstance(ends, int) else list(ends or [])
 
 
-def recovered(before, after):
-    """The share of pruning's perplexity that is won back, with its interval."""
-    base, pruned, now = (x.cpu().double().numpy() for x in (before.base_nll_nats, before.nll_nats, after.nll_nats))
-    draws = np.random.default_rng(0).integers(0, len(base), (DRAWS, len(base)))
-
-    def share(*means):
-        base, pruned, now = map(np.exp, means)
-        return (pruned - now) / (pruned - base)
-
-    low, high = np.percentile(share(*(x[draws].mean(1) for x in (base, pruned, now))), [2.5, 97.5])
-    value = share(*(x.mean() for x in (base, pruned, now)))
-    return {"recovered": float(value), "recovered_low": float(low), "recovered_high": float(high)}
-
-
 def measured(name, way, model, texts, recipes):
     """A row a domain, stage after stage, so that what is through is kept if the machine goes."""
-    base, scores, ends = load_model(model, device=device()), {}, end_marks(model)
+    base, scores, drawn, ends = load_model(model, device=device()), {}, {}, end_marks(model)
     with tempfile.TemporaryDirectory() as work:
         for stage, folder, tokens, elapsed_s in steps(model, texts, recipes, Path(work)):
             variant, scores[stage] = scored(folder, base, texts.held_out)
-            about = {
-                "model": name,
-                "way": way,
-                "stage": stage,
-                "parameters": decoder_parameters(Checkpoint(folder).config),
+            drawn[stage] = sampled(variant, base, texts.held_out)
+            size = decoder_parameters(Checkpoint(folder).config)
+            about = {"model": name, "way": way, "stage": stage, "parameters": size}
+            seen = {
+                "tokens": tokens,
+                "elapsed_s": round(elapsed_s, 1),
+                "device": device_name(),
+                **said(stage, texts, recipes),
             }
-            seen = {"tokens": tokens, "elapsed_s": round(elapsed_s, 1), "device": device_name()}
-            rows = []
-            for domain, score in scores[stage].items():
-                means = score.means()
-                row = about | {"domain": domain, "perplexity": means["perplexity"], "kl_nats": means["kl_nats"]}
-                won = stage.startswith("distilled")
-                rows.append(row | (recovered(scores["pruned"][domain], score) if won else {"recovered": None}) | seen)
-            rows.append(about | {"domain": "written", "kl_nats": None, "recovered": None} | seen)
-            rows[-1] |= written(variant, base, texts.held_out, ends)
+            rows = [about | row(stage, domain, scores) | seen for domain in scores[stage]]
+            rows.append(about | {"domain": "written", "kl_nats": None, "recovered": None})
+            rows[-1] |= greedy(variant, base, texts.held_out, ends) | beside_base(drawn[stage], drawn["base"]) | seen
             yield rows
 
 
+def row(stage, domain, scores):
+    """What a stage is measured to be on a domain, and where it stands between the base and the cut."""
+    score = scores[stage][domain]
+    means = score.means()
+    found = {"domain": domain, "perplexity": means["perplexity"], "kl_nats": means["kl_nats"]}
+    if not stage.startswith("distilled"):
+        return found | {"recovered": None}
+    found |= recovered(scores["pruned"][domain], score)
+    if stage == "distilled-w4":
+        found |= quantization_extra(scores["distilled"][domain], score, scores["base-w4"][domain])
+    return found
+
+
 def demo(args):
-    """The demo base by the recipes of params.yaml, on the windows that the pipeline made."""
+    """The demo base, trained and quantized by the recipes of params.yaml, on the windows that the pipeline made."""
     from compress.corpus import load_windows
     from pipelines.params import load
+    from pipelines.precision import fitted
 
     params = load(ROOT)
     calibration, evaluation, training = (
@@ -211,9 +182,11 @@ def demo(args):
     held_out = {
         name: torch.from_numpy(evaluation.tokens[domains == name]).long() for name in sorted(set(evaluation.domains))
     }
-    texts = Texts(*(torch.from_numpy(w.tokens).long() for w in (calibration, training)), held_out)
+    names = {"calibration": "calibration of the demo", "training": "distillation of the demo"}
+    texts = Texts(*(torch.from_numpy(w.tokens).long() for w in (calibration, training)), held_out, names)
+    distill, (quantize, student) = params.distill["student"], (params.quantize[k] for k in ("awq-w4", "student-awq-w4"))
     for way, start in STARTS.items():
-        recipes = Recipes(start, params.distill["student"], AwqRecipe(), args.repair)
+        recipes = Recipes(start, fitted(distill, device()), quantize, args.repair, student)
         yield from measured("demo base", way, ROOT / "models" / "base", texts, recipes)
 
 
@@ -228,7 +201,12 @@ def smollm2(args):
     drawn = torch.randperm(len(training), generator=torch.Generator().manual_seed(0))[: args.calibration]
     calibration = torch.cat([windows["calibration"], training[drawn]])
     recipes = Recipes(args.prune, args.distill, AwqRecipe(group_size=64), args.repair)
-    return measured("SmolLM2-135M", args.prune.method, args.model, Texts(calibration, training, held_out), recipes)
+    names = {
+        "calibration": f"calibration of quality_windows.py and {args.calibration} of the training's",
+        "training": args.text,
+    }
+    texts = Texts(calibration, training, held_out, names)
+    return measured("SmolLM2-135M", args.prune.method, args.model, texts, recipes)
 
 
 def recipe_of(kind):
@@ -265,7 +243,7 @@ def main():
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "prune_distill.json")
     args = parser.parse_args()
     for rows in {"demo": demo, "smollm2": smollm2}[args.what](args):
-        table(rows)
+        table([{key: value for key, value in row.items() if key not in NOT_SHOWN} for row in rows])
         save(args.out, rows, ("model", "way", "stage", "domain"))
 
 

@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/serving.py would stand before the package
+sys.path.append(str(Path(__file__).parent))
+
+import readme_distilled
+from readme_distilled import share
 
 from pipelines.summary import markdown
 from serving.memory import plan
@@ -90,35 +94,6 @@ def _speed_row(row: dict[str, Any]) -> str:
     )
 
 
-def _distilled() -> str:
-    """A row a way to cut and stage, over the held-out text of `DISTILLED_ON`, with what the stage writes by itself."""
-    rows = {(r["model"], r["way"], r["stage"], r["domain"]): r for r in _read("benchmarks/results/prune_distill.json")}
-    heads = ("model", "cut", "stage", "perplexity", "KL, nats", "won back", "4-grams said twice")
-    lines, said = [f"| {' | '.join(heads)} |", f"| --- | --- | --- |{' ---: |' * 4}"], set()
-    for (model, way, stage, domain), row in rows.items():
-        of_base = stage in {"base", "base-w4"}  # the same for every way
-        if domain != DISTILLED_ON[model] or (of_base and (model, stage) in said):
-            continue
-        said.add((model, stage))
-        won = "" if row["recovered"] is None else _share(row, "recovered")
-        twice = rows[model, way, stage, "written"]["repetition"]
-        found = f"{row['perplexity']:.2f} | {row['kl_nats']:.4f} | {won} | {100 * twice:.0f} %"
-        lines.append(f"| {model} | {'' if of_base else way} | {stage} | {found} |")
-    return "\n" + "\n".join(lines) + "\n"
-
-
-def _share(row: dict[str, Any], name: str) -> str:
-    """A share with its interval, in percent."""
-    value, low, high = (100 * row[key] for key in (name, f"{name}_low", f"{name}_high"))
-    return f"{value:.0f} % ({low:.0f} to {high:.0f})"
-
-
-def _taught() -> str:
-    rows = _read("benchmarks/results/prune_distill.json")
-    (row,) = (r for r in rows if (r["model"], r["stage"], r["domain"]) == ("SmolLM2-135M", "distilled", "wikitext2"))
-    return f"{row['elapsed_s']:.0f} seconds on {row['tokens'] / 1e6:.0f} million tokens"
-
-
 def _trained() -> str:
     """The best share of the card's peak, with eager beside it, and what a second card adds to as many tokens each."""
     rows = _read("benchmarks/results/distill_speed.json")
@@ -139,9 +114,9 @@ def _repaired() -> str:
     rows = _read("benchmarks/results/qad.json")
     best = max((row for row in rows if row["domain"] == "all"), key=lambda row: row["closed"])
     domains = [row for row in rows if row["recipe"] == best["recipe"] and row["domain"] != "all"]
-    by_domain = ", ".join(f"{row['domain']} {_share(row, 'closed')}" for row in domains)
+    by_domain = ", ".join(f"{row['domain']} {share(row, 'closed')}" for row in domains)
     return (
-        f"{_share(best, 'closed')} of `awq-light`'s KL over all held-out text in {best['elapsed_s']:.0f} s: {by_domain}"
+        f"{share(best, 'closed')} of `awq-light`'s KL over all held-out text in {best['elapsed_s']:.0f} s: {by_domain}"
     )
 
 
@@ -302,16 +277,15 @@ def _gguf() -> str:
     )
 
 
-DISTILLED_ON = {"demo base": "all", "SmolLM2-135M": "wikitext2"}  # text of another domain than what was trained on
-
 SECTIONS: dict[str, Callable[[], str]] = {
     "table": _table,
     "recipes": _recipes,
     "quality": _quality,
     "speed": _speed,
     "processor": _processor,
-    "distilled": _distilled,
-    "taught": _taught,
+    "distilled": readme_distilled.table,
+    "taught": readme_distilled.taught,
+    "quantized_student": readme_distilled.quantized_student,
     "trained": _trained,
     "repaired": _repaired,
     "load": _load,
