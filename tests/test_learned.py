@@ -7,11 +7,14 @@ from tiny import windows, write_internlm2
 
 from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.runner import LayerRunner
+from compress.checkpoint.write import ModelWriter
+from compress.errors import CompressError
 from compress.quantize.grid import Grid, dequantize, fit_grid, quantize
 from compress.quantize.learned import Latent, learn
 from compress.quantize.recipe import AwqRecipe, Learned
 from compress.quantize.sites import LINEARS
 from compress.quantize.stepper import Lesson
+from compress.quantize.walk import quantize_model
 from compress.quantize.workers import ALONE
 
 
@@ -100,6 +103,14 @@ def test_equal_seeds_give_equal_codes_and_the_layer_stays_as_it_was(problem):
     first, second = (learn(layer, start, *rest, LEARNED.rounding, 5, ALONE) for start in starts)
     assert all(torch.equal(first.linears[name][0], second.linears[name][0]) for name in LINEARS)
     assert all(torch.equal(weights[name], parameter) for name, parameter in layer.named_parameters())
+
+
+def test_one_window_cannot_both_be_trained_on_and_choose(tmp_path):
+    write_internlm2(tmp_path / "m")
+    checkpoint = Checkpoint(tmp_path / "m")
+    writer = ModelWriter(tmp_path, checkpoint.config.replace(torch_dtype="float16"), "llama")
+    with pytest.raises(CompressError, match=r"learned trains on some .* there is 1; give more calibration windows"):
+        quantize_model(checkpoint, windows(1), LEARNED, writer)
 
 
 def test_learned_rounding_says_what_each_layer_won(tmp_path):

@@ -5,6 +5,7 @@ import torch
 from calibration import correlated_inputs, statistics_of
 
 from compress.errors import CompressError
+from compress.quantize import clip
 from compress.quantize.clip import diagonal_blocks, search_clip
 from compress.quantize.factor import damp_, factorize
 from compress.quantize.feedback import aimed
@@ -153,6 +154,15 @@ def test_searched_clipping_has_less_error_than_none(problem):
     W[:, 7] *= 6  # an outlier that sets the step of its group
     grid = search_clip(W, statistics.H, 4, 128, ClipSearch(points=20, least=0.5))
     assert error_of(W, statistics.H, grid) < 0.9 * error_of(W, statistics.H, fit_grid(W, 4, 128))
+
+
+def test_shrink_factors_tried_together_are_those_tried_one_by_one(problem, monkeypatch):
+    W, _, statistics = problem
+    together = search_clip(W, statistics.H, 4, 128, ClipSearch(points=20, least=0.5))
+    monkeypatch.setattr(clip, "ENTRIES_AT_ONCE", 1)
+    one_by_one = search_clip(W, statistics.H, 4, 128, ClipSearch(points=20, least=0.5))
+    assert torch.equal(together.scales, one_by_one.scales)
+    assert torch.equal(together.zeros, one_by_one.zeros)
 
 
 def test_compensated_rounding_has_less_error_than_nearest(problem):

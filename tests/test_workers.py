@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from test_resume import LEARNED, content, quantized
-from tiny import write_internlm2
+from tiny import windows, write_internlm2
 
 from compress.checkpoint.load import load_model
+from compress.evaluate.compare import compare_models
 from compress.quantize.recipe import AwqRecipe
 from compress.quantize.workers import ALONE, Workers
 
@@ -57,5 +58,10 @@ def test_two_processes_make_what_one_makes_but_for_the_order_of_sums(tmp_path, n
     two = json.loads((tmp_path / "two.json").read_text())
     assert [row["linear"] for row in two] == [row.linear for row in one]
     assert all(a["error"] == pytest.approx(b.error, rel=0.05) for a, b in zip(two, one, strict=True))
-    ours, theirs = (load_model(tmp_path / out).state_dict() for out in ("one", "two"))
-    assert ours.keys() == theirs.keys()
+    base, ours, theirs = (load_model(tmp_path / out) for out in ("m", "one", "two"))
+    lost, lost_by_two, apart = (
+        compare_models(*pair, windows(8, seed=3)).kl_nats.mean().item()
+        for pair in ((ours, base), (theirs, base), (theirs, ours))
+    )
+    assert lost_by_two == pytest.approx(lost, rel=0.05)
+    assert apart < lost

@@ -14,6 +14,8 @@ from torch import Tensor
 from compress.quantize.grid import Grid, fit_grid, nearest
 from compress.quantize.recipe import ClipSearch
 
+ENTRIES_AT_ONCE = 2**25  # weights under trial at the same time: small matrices in one go, large ones factor by factor
+
 
 def search_clip(
     W: Float[Tensor, "out in_features"],
@@ -27,11 +29,12 @@ def search_clip(
     shape = (W.shape[0], Hg.shape[0])
     best_error = W.new_full(shape, float("inf"))
     best_shrink = W.new_ones(shape)
-    for shrink in torch.linspace(1.0, search.least, search.points).tolist():
-        error = _group_error(W, Hg, fit_grid(W, bits, group_size, W.new_full(shape, shrink)))
+    factors = torch.linspace(1.0, search.least, search.points, device=W.device)
+    for some in factors.split(max(1, ENTRIES_AT_ONCE // W.numel())):
+        error, which = _group_errors(W, Hg, some, bits).min(0)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
-        best_shrink = torch.where(better, shrink, best_shrink)
+        best_shrink = torch.where(better, some[which], best_shrink)
     return fit_grid(W, bits, group_size, best_shrink)
 
 
@@ -43,7 +46,12 @@ def diagonal_blocks(
     return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
 
 
-def _group_error(W: Tensor, Hg: Tensor, grid: Grid) -> Float[Tensor, "out groups"]:
-    delta = (nearest(W, grid) - W).unflatten(1, (-1, grid.group_size))
+def _group_errors(
+    W: Tensor, Hg: Tensor, factors: Float[Tensor, " candidates"], bits: int
+) -> Float[Tensor, "candidates out groups"]:
+    """The error of each group under each shrink factor."""
+    rows = W.repeat(len(factors), 1)
+    shrink = factors.repeat_interleave(len(W))[:, None].expand(-1, len(Hg))
+    delta = nearest(rows, fit_grid(rows, bits, Hg.shape[1], shrink)).sub_(rows).unflatten(1, (-1, Hg.shape[1]))
     moved = torch.bmm(delta.transpose(0, 1), Hg).transpose(0, 1)
-    return (moved * delta).sum(-1)
+    return (moved * delta).sum(-1).unflatten(0, (len(factors), -1))

@@ -87,9 +87,12 @@ def learn(
     seed: int,
     workers: Workers,
 ) -> Learning:
-    """Trains the latents on all windows but the last, which choose the step. `layer` is not modified."""
+    """Trains the latents on all windows but the last, which choose the step: half of them at the most.
+
+    `layer` is not modified.
+    """
     split = len(lesson) - min(recipe.held_out, len(lesson) // 2)
-    held_out = lesson[slice(split, None)] if split < len(lesson) else lesson
+    held_out = lesson[slice(split, None)]
     stepper = Stepper(layer, latents, rope, recipe, workers, lesson)
     power = stepper.power(held_out)
     draws = torch.Generator().manual_seed(seed)

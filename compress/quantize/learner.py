@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from compress.errors import CompressError
 from compress.quantize.layer import QuantizedLinear
 from compress.quantize.learned import Latent, learn
 from compress.quantize.precision import repeatable
@@ -33,6 +34,7 @@ class Learner:
     ) -> None:
         self.share = recipe.feedback.share if recipe.feedback else 0.0
         self.rounding, self.resources, self.rounded, self.floats = rounding, resources, rounded, floats
+        _require_two(resources.workers.total(len(rounded.hidden)), resources.workers.count)
         shape = rounded.hidden.shape
         fits = math.prod(shape) * resources.dtype.itemsize <= NEAR_BYTES
         self._start, self._wanted = (resources.room(shape, NEAR_BYTES if fits else 0) for _ in range(2))
@@ -73,6 +75,16 @@ class Learner:
             if h_float is not None:
                 y = torch.lerp(y.float(), h_float.float(), self.share).to(y.dtype)
             self._wanted.put_(at, y)
+
+
+def _require_two(windows: int, processes: int) -> None:
+    """Refuses what would be trained on the windows that choose the step."""
+    if windows // processes < 2:
+        each = "" if processes == 1 else f" for {processes} processes"
+        raise CompressError(
+            f"rounding.method: learned trains on some windows and chooses by others, but there is {windows}{each}; "
+            "give more calibration windows, or use gptq"
+        )
 
 
 def _required(lean: Tensor | None) -> Tensor:
