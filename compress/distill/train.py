@@ -1,7 +1,8 @@
 """Distillation: a student learns what its teacher says of the next token, on text of the user's choice.
 
 `accelerate` synchronises, so the same loop runs in one process, on the device where the student lies, or in several,
-each with the GPU that `accelerate` gives it: by DDP, or by FSDP where the student is too large for one.
+each with the GPU that `accelerate` gives it: by DDP, or by FSDP, which divides the gradients and the optimiser's state
+too. Each holds the whole student once, before that, and its own teacher.
 """
 
 from contextlib import nullcontext
