@@ -11,7 +11,7 @@ from rich.console import Console
 from pipelines import vision
 from pipelines.chat import chat
 from pipelines.check import in_order
-from pipelines.commands import ancestry, checking, pairing, promotion, pulling, shipping, speeds, tasks
+from pipelines.commands import ancestry, checking, pairing, promotion, pulling, quantizing, shipping, speeds, tasks
 from pipelines.conformance import conformance
 from pipelines.folders import model_folder
 from pipelines.gguf import gguf
@@ -30,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for verb in (
+    quantizing.quantize,
     promotion.gate, promotion.promote, ancestry.history, ancestry.lineage,
     shipping.export, shipping.rollback, shipping.releases, shipping.gc, shipping.push, pulling.pull, speeds.speed,
     checking.sign, tasks.tasks,

@@ -79,6 +79,7 @@ def new_artifact(
     seed: int | None,
     origin: Mapping[str, str],
     key: str | None = None,
+    made_on: Mapping[str, str | int | bool] | None = None,
 ) -> Iterator[Path]:
     """Yields a fresh folder to write a model into; afterwards it is carded, sealed and stands whole at `out`.
 
@@ -93,8 +94,9 @@ def new_artifact(
         )  # fmt: skip
         (folder / "README.md").write_text(card, "utf8")
         seal(
-            folder, kind=kind, recipe=recipe, parents=digests, data=data, seed=seed, origin=origin, versions=versions()
-        )
+            folder, kind=kind, recipe=recipe, parents=digests, data=data, seed=seed, origin=origin, versions=versions(),
+            made_on=made_on,
+        )  # fmt: skip
 
 
 def made_already(

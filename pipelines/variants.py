@@ -39,7 +39,13 @@ class Served(Strict):
     tensor_parallel: int = Field(1, ge=1)
 
 
-class AwqVariant(AwqRecipe, Served):
+class Calibrated(Served):
+    """A model that windows of text go through while it is made."""
+
+    batch: int = Field(8, ge=1, description="windows on the device at a time; fewer take less of its memory")
+
+
+class AwqVariant(AwqRecipe, Calibrated):
     """A model in 4 bits."""
 
     @field_validator("group_size")
@@ -56,7 +62,7 @@ class Fp8Variant(Fp8Recipe, Served):
     """A model in 8-bit floating-point numbers."""
 
 
-class Int8Variant(Int8Recipe, Served):
+class Int8Variant(Int8Recipe, Calibrated):
     """A model in 8-bit whole numbers."""
 
 

@@ -59,6 +59,7 @@ class Manifest(BaseModel):
     seed: int | None
     origin: dict[str, str]  # source and revision of the base model; children inherit it
     versions: dict[str, str]  # library → version
+    made_on: dict[str, str | int | bool] = {}  # what of the machine decided the bytes, where any of it did
     files: dict[str, File]  # path inside the folder → what must lie there
 
     @property
@@ -81,6 +82,7 @@ def seal(
     seed: int | None,
     origin: Mapping[str, str],
     versions: Mapping[str, str],
+    made_on: Mapping[str, str | int | bool] | None = None,
 ) -> Manifest:
     """Hashes every file of the finished folder and writes manifest.json beside them; seal last."""
     names = sorted(_names(folder) - UNSEALED)
@@ -95,11 +97,23 @@ def seal(
         seed=seed,
         origin=dict(origin),
         versions=dict(versions),
+        made_on=dict(made_on or {}),
         files=dict(zip(names, _files(folder, names), strict=True)),
     )
-    text = json.dumps(manifest.model_dump(), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    left_out = set() if manifest.made_on else {"made_on"}
+    text = json.dumps(
+        manifest.model_dump(exclude=left_out), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False
+    )
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
     return manifest
+
+
+def described(folder: Path, *, origin: Mapping[str, str]) -> Manifest:
+    """What a manifest would say of a base that nobody sealed: the files of the folder itself, and where it is from."""
+    names = sorted(place.name for place in folder.iterdir() if place.is_file())  # a hub's cache links to them
+    files = dict(zip(names, _files(folder, names), strict=True))
+    facts: dict[str, object] = {"kind": "base", "recipe": {}, "parents": {}, "data": {}, "seed": None, "versions": {}}
+    return Manifest.model_validate({"format": FORMAT, **facts, "origin": dict(origin), "files": files})
 
 
 def read(folder: Path) -> Manifest:

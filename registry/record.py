@@ -65,6 +65,7 @@ class Entry:
             "recipe": manifest.recipe,
             "protocol": self.report.protocol,
             "versions": {**manifest.versions},
+            "made_on": {**manifest.made_on},
             "seed": manifest.seed,
         }
         return flatten(nested) | flatten(self.params)

@@ -7,6 +7,7 @@ import torch
 from calibration import correlated_inputs
 from formats import write_in_scheme
 from safetensors.torch import save_file
+from test_resume import content
 from tiny import CONFIG, windows, write_internlm2
 
 from compress.checkpoint.checkpoint import Checkpoint
@@ -28,11 +29,11 @@ def fp8(folder, out, layout="llama"):
     return quantize_to_fp8(checkpoint, ModelWriter(out, checkpoint.config.replace(torch_dtype=TORCH_DTYPE), layout))
 
 
-def int8(folder, out, recipe=SMOOTH, layout="llama", tokens=None):
+def int8(folder, out, recipe=SMOOTH, layout="llama", tokens=None, **options):
     out.mkdir()
     checkpoint = Checkpoint(folder)
     writer = ModelWriter(out, checkpoint.config.replace(torch_dtype="float16"), layout)
-    return quantize_to_int8(checkpoint, windows(8) if tokens is None else tokens, recipe, writer)
+    return quantize_to_int8(checkpoint, windows(8) if tokens is None else tokens, recipe, writer, **options)
 
 
 def kl(folder, reference, ids):
@@ -126,6 +127,21 @@ def test_smoothing_lowers_the_divergence_of_a_model_with_outliers(tmp_path):
     assert [(e.layer, e.linear) for e in errors] == [(n, linear) for n in range(3) for linear in LINEARS]
     assert all(e.error <= 1.2 * e.nearest_error for e in errors)
     assert kl(tmp_path / "smooth", tmp_path / "m", held_out) < kl(tmp_path / "plain", tmp_path / "m", held_out)
+
+
+def test_tokens_that_do_not_count_do_not_choose_the_smoothing(tmp_path):
+    """The last tokens of a window, which no other sees."""
+    write_internlm2(tmp_path / "m")
+    tokens, counted = windows(8), torch.ones(8, 32, dtype=torch.bool)
+    counted[:, -12:] = False
+    others = torch.where(counted, tokens, windows(8, seed=5))
+    for name, text in (("a", tokens), ("b", others)):
+        int8(tmp_path / "m", tmp_path / name, tokens=text, counted=counted)
+        int8(tmp_path / "m", tmp_path / f"{name}-all", tokens=text)
+    a, b, a_all, b_all = (content(tmp_path / name) for name in ("a", "b", "a-all", "b-all"))
+    assert a == b
+    assert a_all != b_all
+    assert a != a_all
 
 
 def test_both_layouts_hold_the_same_numbers(tmp_path):

@@ -8,9 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from tiny_repository import make_base
 
+from compress.errors import CompressError
+from compress.quantize.journal import Journal
+from pipelines.quantize import main
 from registry.manifest import read, verify
 
 ROOT = Path(__file__).parents[1]
@@ -79,3 +83,20 @@ def test_two_processes_make_one_model(repository):
     manifest = read(repository / "models" / "awq")
     assert manifest == verify(repository / "models" / "awq")
     assert sorted(path.name for path in (repository / "models").iterdir()) == ["awq", "base"]
+
+
+def test_memory_that_runs_out_is_told_in_a_line_with_what_helps_and_nothing_finished_is_lost(repository, monkeypatch):
+    finished = Journal.finish
+
+    def run_out(journal, layer, rows):
+        finished(journal, layer, rows)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 3 MiB free. See …")
+
+    monkeypatch.chdir(repository)
+    monkeypatch.setenv("TURBOPRESS_DEVICE", "cpu")
+    monkeypatch.setattr(Journal, "finish", run_out)
+    full = r"quantize\.awq: the device's memory is full \(CUDA out of memory\. Tried .* 2\.00 GiB\); write batch: 4 "
+    with pytest.raises(CompressError, match=full):
+        main(ARGUMENTS[0], *map(Path, ARGUMENTS[1:]))
+    assert list(repository.glob("models/.awq.incoming-*/model-00002-of-*"))
+    assert list(repository.glob("models/.awq.journal-*/layer-00000.json"))

@@ -11,9 +11,10 @@ from tiny_repository import WORDS, write_base, write_source, write_text
 from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.tokenizer import write_tokenizer
 from compress.checkpoint.write import ModelWriter
+from compress.quantize.resources import Resources
 from compress.quantize.walk import quantize_model
 from pipelines.params import ParamsError
-from pipelines.rederive import rederive
+from pipelines.rederive import Rederived, rederive
 from pipelines.stage import new_artifact, parent
 from pipelines.variants import AwqVariant
 from registry.errors import RegistryError
@@ -35,6 +36,7 @@ def made(tmp_path_factory):
     with new_artifact(
         root / "models" / "awq-w4", kind="quantized", recipe=recipe.model_dump(by_alias=True, mode="json"),
         parents={"from": source}, data={"calibration": given.digest}, seed=None, origin=source.origin,
+        made_on=Resources().decides,
     ) as folder:  # fmt: skip
         writer = ModelWriter(folder, checkpoint.config.replace(torch_dtype="float16"), recipe.layout)
         quantize_model(checkpoint, torch.from_numpy(given.tokens).long(), recipe, writer)
@@ -53,7 +55,7 @@ def again(here, count=2):
     return rederive(here / "models" / "awq-w4", count, [here / "models" / "base"], here / "calibration")
 
 
-def forge(folder, change):
+def forge(folder, change, **made_on):
     """Changes the second layer's tensors and seals the folder again, as a forger would."""
     shard = folder / "model-00003-of-00004.safetensors"
     tensors = load_file(shard)
@@ -62,14 +64,38 @@ def forge(folder, change):
     save_file(tensors, shard, {"format": "pt"})
     said = read(folder)
     (folder / "manifest.json").unlink()
-    facts = said.model_dump()
-    seal(folder, **{k: facts[k] for k in ("kind", "recipe", "parents", "data", "seed", "origin", "versions")})
+    facts = said.model_dump() | {"made_on": said.made_on | made_on}
+    seal(folder, **{k: v for k, v in facts.items() if k not in ("format", "files")})
 
 
 def test_every_layer_of_an_honest_artifact_comes_out_again(here):
-    assert again(here) == [0, 1]
-    assert again(here, 99) == [0, 1]
-    assert len(again(here, 1)) == 1
+    assert again(here) == Rederived([0, 1])
+    assert again(here, 99) == Rederived([0, 1])
+    assert len(again(here, 1).layers) == 1
+
+
+def up(tensors, part):
+    return next(name for name in tensors if name.endswith(f"mlp.up_proj.{part}"))
+
+
+def test_made_elsewhere_what_is_lost_is_compared_and_not_the_bytes(here):
+    def flip(tensors):
+        tensors[up(tensors, "qweight")][0, 0] ^= 1
+
+    forge(here / "models" / "awq-w4", flip, device="a GPU", workers=2)
+    found = again(here)
+    assert found.layers == [0, 1]
+    assert "device a GPU, here cpu" in found.elsewhere
+    assert "workers 2, here 1" in found.elsewhere
+
+
+def test_made_elsewhere_what_loses_more_is_found_all_the_same(here):
+    def scale(tensors):
+        tensors[up(tensors, "scales")] = tensors[up(tensors, "scales")] * 1.1
+
+    forge(here / "models" / "awq-w4", scale, device="a GPU")
+    with pytest.raises(RegistryError, match=r"made again, layers\.1\.mlp\.up_proj \(.* % stored, .* % here\) came out"):
+        again(here)
 
 
 def test_one_changed_code_is_found_although_the_folder_was_sealed_again(here):

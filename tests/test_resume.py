@@ -15,23 +15,36 @@ from tiny import CONFIG, windows, write_internlm2
 from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.write import ModelWriter
 from compress.errors import CompressError
+from compress.quantize.fp8 import quantize_to_fp8
 from compress.quantize.host import free_memory, memory_limit
+from compress.quantize.int8 import quantize_to_int8
 from compress.quantize.journal import Journal
 from compress.quantize.recipe import AwqRecipe, Learned
 from compress.quantize.resources import SHARE_OF_MEMORY, Resources, place_for_windows
+from compress.quantize.schemes import Fp8Recipe, Int8Recipe
 from compress.quantize.walk import quantize_model
 
 LEARNED = AwqRecipe(rounding=Learned(method="learned", steps=4, held_out=2))
-RECIPES = {"light": AwqRecipe(), "without feedback": AwqRecipe(feedback=None), "learned": LEARNED}
+FP8, INT8 = Fp8Recipe(method="fp8"), Int8Recipe(method="int8")
+RECIPES = {
+    "light": AwqRecipe(), "without feedback": AwqRecipe(feedback=None), "learned": LEARNED, "fp8": FP8, "int8": INT8
+}  # fmt: skip
 MANY = CONFIG | {"num_hidden_layers": 4}
+WIDE = CONFIG | {"hidden_size": 512}  # heads of 128, so that blocks of 128 rows stay whole in a fused wqkv
 
 
 def quantized(folder, out, recipe, layout="llama", **resources):
     out.mkdir(exist_ok=True)
     checkpoint = Checkpoint(folder)
     writer = ModelWriter(out, checkpoint.config.replace(torch_dtype="float16"), layout)
-    journal = Journal(out.with_name(f"{out.name}.journal"))
-    return quantize_model(checkpoint, windows(8), recipe, writer, Resources(**resources), journal=journal)
+    given = {"resources": Resources(**resources), "journal": Journal(out.with_name(f"{out.name}.journal"))}
+    match recipe:
+        case Fp8Recipe():
+            return quantize_to_fp8(checkpoint, writer, **given)
+        case Int8Recipe():
+            return quantize_to_int8(checkpoint, windows(8), recipe, writer, **given)
+        case AwqRecipe():
+            return quantize_model(checkpoint, windows(8), recipe, writer, **given)
 
 
 def content(folder):
@@ -56,7 +69,7 @@ def stop_after(monkeypatch, layer):
 @pytest.mark.parametrize("layout", ["llama", "internlm2"])
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_a_walk_that_ended_after_a_layer_ends_in_the_same_bytes(tmp_path, monkeypatch, recipe, layout):
-    write_internlm2(tmp_path / "m")
+    write_internlm2(tmp_path / "m", WIDE if recipe == FP8 else CONFIG)
     errors = quantized(tmp_path / "m", tmp_path / "whole", recipe, layout)
     with monkeypatch.context() as patched:
         stop_after(patched, 0)
@@ -67,15 +80,16 @@ def test_a_walk_that_ended_after_a_layer_ends_in_the_same_bytes(tmp_path, monkey
     assert content(tmp_path / "parts") == content(tmp_path / "whole")
 
 
-def test_a_finished_layer_is_not_written_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize("recipe", [AwqRecipe(), FP8, INT8], ids=["4 bits", "fp8", "int8"])
+def test_a_finished_layer_is_not_written_again(tmp_path, monkeypatch, recipe):
     write_internlm2(tmp_path / "m")
     with monkeypatch.context() as patched:
         stop_after(patched, 1)
         with pytest.raises(StopError):
-            quantized(tmp_path / "m", tmp_path / "q", AwqRecipe())
+            quantized(tmp_path / "m", tmp_path / "q", recipe)
     shards = [tmp_path / "q" / f"model-{n:05d}-of-00005.safetensors" for n in (2, 3)]
     before = [shard.stat().st_mtime_ns for shard in shards]
-    quantized(tmp_path / "m", tmp_path / "q", AwqRecipe())
+    quantized(tmp_path / "m", tmp_path / "q", recipe)
     assert [shard.stat().st_mtime_ns for shard in shards] == before
 
 
@@ -110,6 +124,31 @@ def test_killed_again_and_again_it_ends_in_the_same_bytes(tmp_path):
     assert content(out) == content(tmp_path / "whole")
 
 
+KILLS_ITSELF = """
+import os, signal, sys
+sys.path.insert(0, "tests")
+from pathlib import Path
+from test_resume import RECIPES, Journal, quantized
+finish = Journal.finish
+def finish_and_die(self, *noted):
+    finish(self, *noted)
+    os.kill(os.getpid(), signal.SIGKILL)
+Journal.finish = finish_and_die
+quantized(Path(sys.argv[1]), Path(sys.argv[2]), RECIPES[sys.argv[3]])
+"""
+
+
+@pytest.mark.parametrize("name", ["fp8", "int8"])
+def test_killed_behind_each_layer_8_bits_end_in_the_same_bytes(tmp_path, name):
+    """SIGKILL by its own hand: a layer takes less time than seeing that it is there."""
+    write_internlm2(tmp_path / "m", CONFIG | {"num_hidden_layers": 2})
+    quantized(tmp_path / "m", tmp_path / "whole", RECIPES[name])
+    command = [sys.executable, "-c", KILLS_ITSELF, str(tmp_path / "m"), str(tmp_path / "killed"), name]
+    runs = [subprocess.run(command, cwd=Path(__file__).parents[1], check=False).returncode for _ in range(3)]
+    assert runs == [-signal.SIGKILL, -signal.SIGKILL, 0]
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+
+
 def test_a_damaged_shard_is_refused_with_its_place(tmp_path, monkeypatch):
     write_internlm2(tmp_path / "m")
     with monkeypatch.context() as patched:
@@ -123,12 +162,13 @@ def test_a_damaged_shard_is_refused_with_its_place(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("resources", [{"prefetch": False}, {"disk": True}], ids=["no prefetch", "windows on disk"])
-def test_where_things_wait_does_not_change_a_byte(tmp_path, resources):
+@pytest.mark.parametrize("recipe", [LEARNED, INT8], ids=["4 bits", "int8"])
+def test_where_things_wait_does_not_change_a_byte(tmp_path, resources, recipe):
     write_internlm2(tmp_path / "m")
     if "disk" in resources:
         resources = {"disk": tmp_path}
-    quantized(tmp_path / "m", tmp_path / "a", LEARNED)
-    quantized(tmp_path / "m", tmp_path / "b", LEARNED, **resources)
+    quantized(tmp_path / "m", tmp_path / "a", recipe)
+    quantized(tmp_path / "m", tmp_path / "b", recipe, **resources)
     assert content(tmp_path / "a") == content(tmp_path / "b")
     assert not list(tmp_path.glob(".activations*"))
 

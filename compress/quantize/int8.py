@@ -8,10 +8,10 @@ measured on a sample of tokens, with inputs and weights rounded as LMDeploy's Py
 # W (out, in) weight · x (tokens, in) sampled inputs · m (in,) greatest |x| over all tokens · s (in,) scale
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
 from compress.checkpoint.checkpoint import Checkpoint
@@ -19,10 +19,14 @@ from compress.checkpoint.config import ModelConfig
 from compress.checkpoint.runner import LayerRunner
 from compress.checkpoint.write import ModelWriter
 from compress.progress import Progress, silent
+from compress.quantize.counting import Counted
 from compress.quantize.formats.int8 import pack_linear, quantization_config, rounded_inputs, unpacked_weight
+from compress.quantize.journal import Journal
 from compress.quantize.narrow import narrowed
+from compress.quantize.resources import ON_CPU, Resources
 from compress.quantize.schemes import Int8Recipe, SmoothSearch
 from compress.quantize.sites import LINEARS, SITES, Site, divide_, joined_weight, producer_divisor, tie_for
+from compress.quantize.stream import FLOATS, WHOLE_LAYER, Stream
 
 SAMPLE = 512  # tokens on which exponents are compared
 SMALLEST = 1e-4  # channels that are never active, or never read, must not divide by zero
@@ -43,52 +47,81 @@ class Inputs:
     """What a site's linears saw: each channel's greatest magnitude, and every so many tokens as they were."""
 
     every: int
-    m: Tensor | None = None
+    m: Tensor
     sampled: tuple[Tensor, ...] = ()
 
-    def watch(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        """Counts a batch in; a forward pre-hook."""
-        x = args[0].detach().flatten(0, -2).float()
-        largest = x.abs().amax(0)
-        self.m = largest if self.m is None else torch.maximum(self.m, largest)
+    def add(self, x: Float[Tensor, "tokens in_features"]) -> None:
+        """Counts some tokens in."""
+        x = x.float()
+        self.m = torch.maximum(self.m, x.abs().amax(0)) if len(x) else self.m
         self.sampled = (*self.sampled, x[:: self.every])
 
 
+@torch.no_grad()
 def quantize_to_int8(
     checkpoint: Checkpoint,
     tokens: Integer[Tensor, "windows length"],
     recipe: Int8Recipe,
     writer: ModelWriter,
-    *,
-    device: str = "cpu",
-    batch: int = 8,
+    resources: Resources = ON_CPU,
     progress: Progress = silent,
+    journal: Journal | None = None,
+    counted: Bool[Tensor, "windows length"] | None = None,
 ) -> list[SmoothedError]:
-    """Writes the quantized model and returns what each linear lost on the float model's inputs."""
-    runner, errors = LayerRunner(checkpoint, device, batch), []
-    hidden = runner.embed(tokens)
-    every = max(1, tokens.numel() // SAMPLE)
+    """Writes the quantized model and returns what each linear lost on the float model's inputs.
+
+    Tokens that are not `counted` are seen by others but are no inputs themselves. With a `journal` whose entries a
+    killed run into the same folder left, it goes on behind the last of them.
+    """
+    runner = LayerRunner(checkpoint, resources.device, resources.batch, resources.dtype, prefetch=resources.prefetch)
+    hidden = resources.room((*tokens.shape, runner.hidden_size), resources.near_bytes)
+    runner.embed_(hidden, tokens)
+    floats, errors = Stream(runner, hidden), []
     for n in progress(range(checkpoint.config.num_layers), "layer"):
-        layer = runner.load(n)
-        seen = {site.key: Inputs(every) for site in SITES}
-        hooks = [layer.get_submodule(key).register_forward_pre_hook(inputs.watch) for key, inputs in seen.items()]
-        hidden = runner.run(layer, hidden)
-        for hook in hooks:
-            hook.remove()
-        for site in SITES:
-            errors += _smooth_(layer, site, seen[site.key], recipe, checkpoint.config, n)
-        writer.layer(n, _stored(layer, n))
+        layer, finished = runner.load(n), journal.finished(n, writer) if journal else None
+        if finished is not None:
+            floats.move_(layer, *WHOLE_LAYER)
+            errors += [SmoothedError(**row) for row in finished[0]]
+        else:
+            seen = _inputs(layer, floats, counted)
+            lost = _smoothed_(layer.float(), seen, recipe, checkpoint.config, n)
+            writer.layer(n, _stored(layer, n))
+            if journal:
+                journal.finish(n, [asdict(error) for error in lost])
+            errors += lost
         runner.release(n)
     writer.outer(narrowed(checkpoint.tensors(checkpoint.outer_names()), torch.float16))
     writer.close(quantization_config())
     return errors
 
 
+def _inputs(layer: nn.Module, floats: Stream, counted: Tensor | None) -> list[Inputs]:
+    """What each site's linears see; the windows stand behind the layer afterwards."""
+    windows, length, _ = floats.hidden.shape
+    every = max(1, (windows * length if counted is None else int(counted.sum())) // SAMPLE)
+    pick, slices, seen = Counted(counted), floats.hidden.slices(), []
+    for site, step in zip(SITES, FLOATS, strict=True):
+        inputs = Inputs(
+            every, torch.zeros(layer.get_parameter(f"{site.key}.weight").shape[1], device=floats.hidden.device)
+        )
+        for at, (_, x) in zip(slices, floats.through(layer, step), strict=True):
+            inputs.add(pick(at, x))
+        seen.append(inputs)
+    return seen
+
+
+def _smoothed_(
+    layer: nn.Module, seen: list[Inputs], recipe: Int8Recipe, config: ModelConfig, n: int
+) -> list[SmoothedError]:
+    """Folds every site's best scales into a layer in float32; what each linear loses with them."""
+    parts = zip(SITES, seen, strict=True)
+    return [error for site, inputs in parts for error in _smooth_(layer, site, inputs, recipe, config, n)]
+
+
 def _smooth_(
     layer: nn.Module, site: Site, inputs: Inputs, recipe: Int8Recipe, config: ModelConfig, n: int
 ) -> list[SmoothedError]:
     """Folds the best scales of a site into the layer; its function stays what it was."""
-    assert inputs.m is not None
     W, x = joined_weight(layer, site), torch.cat(inputs.sampled)
     s = torch.ones_like(inputs.m)
     if recipe.smooth is not None:

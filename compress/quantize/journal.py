@@ -12,6 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from compress.checkpoint.write import ModelWriter
+
 Row = Mapping[str, Any]
 
 
@@ -27,6 +31,11 @@ class Journal:
         path = self._path(layer)
         rows: list[Row] | None = json.loads(path.read_text("utf8")) if path.exists() else None
         return rows
+
+    def finished(self, layer: int, writer: ModelWriter) -> tuple[list[Row], dict[str, Tensor]] | None:
+        """What a run before this one noted of a layer, and its tensors; None where the layer is to be made."""
+        rows = self.entry(layer) if writer.has_layer(layer) else None
+        return None if rows is None else (rows, writer.stored_layer(layer))
 
     def finish(self, layer: int, rows: Sequence[Row]) -> None:
         """Notes a layer whose shard is written."""

@@ -77,3 +77,9 @@ class AwqRecipe(Strict):
     )
     rounding: Rounding = Gptq(method="gptq", refine=2)
     keep: Keep | None = None
+
+
+NAMED = {
+    "awq-light": AwqRecipe.model_validate({}),
+    "awq-best": AwqRecipe.model_validate({"rounding": {"method": "learned"}}),
+}

@@ -10,7 +10,7 @@ import torch
 
 from compress.checkpoint.hidden import Hidden, HiddenStates, Shape, unlinked_file
 from compress.quantize.host import free_memory
-from compress.quantize.precision import float32_products
+from compress.quantize.precision import float32_products, multiplies_bfloat16
 from compress.quantize.recipe import AwqRecipe, Learned
 from compress.quantize.workers import ALONE, Workers
 
@@ -45,6 +45,15 @@ class Resources:
     workers: Workers = ALONE
 
     @property
+    def decides(self) -> dict[str, str | int | bool]:
+        """What of all this decides an artifact's bytes: elsewhere sums come in another order, or are shorter."""
+        said: dict[str, str | int | bool] = {"batch": self.batch, "workers": self.workers.count}
+        if self.on_gpu:
+            return said | {"device": torch.cuda.get_device_name(self.device)}
+        instructions = torch.backends.cpu.get_cpu_capability()
+        return said | {"device": f"cpu with {instructions}", "short_products": multiplies_bfloat16("cpu")}
+
+    @property
     def on_gpu(self) -> bool:
         return self.device.startswith("cuda")
 
@@ -75,3 +84,6 @@ class Resources:
         """While open, float32 products run on the matrix units of a GPU."""
         with float32_products("high" if self.on_gpu else "highest"):
             yield
+
+
+ON_CPU = Resources()

@@ -20,18 +20,17 @@ from compress.checkpoint.runner import LayerRunner
 from compress.checkpoint.write import ModelWriter
 from compress.progress import Progress, silent
 from compress.quantize.formats.int4 import format_named
-from compress.quantize.journal import Journal, Row
+from compress.quantize.journal import Journal
 from compress.quantize.keep import Cost, Place, kept_in_16_bits, module_names, saved_bytes
 from compress.quantize.layer import LayerQuantizer, QuantizedLinear, set_weight_
 from compress.quantize.learner import Learner
 from compress.quantize.narrow import narrowed
 from compress.quantize.recipe import AwqRecipe, Learned, Nearest
-from compress.quantize.resources import Resources
+from compress.quantize.resources import ON_CPU, Resources
 from compress.quantize.sites import LINEARS
 from compress.quantize.stream import LEAVE, WHOLE_LAYER, Stream
 
 Store = Callable[[], None]
-ON_CPU = Resources()
 REPORTED = 16  # windows on which plain rounding, which asks no text, reports what it lost
 
 
@@ -159,10 +158,10 @@ class _Walk:
         """Takes the windows through layer n; returns what was lost in it, and what stores it."""
         original = self.runner.load(n)
         layer = copy.deepcopy(original)
-        stored = self._stored_before(n)
+        stored = self.journal.finished(n, self.writer) if self.journal and self.writer else None
         if stored is not None:
             noted, tensors = stored
-            _set_stored_(layer, tensors, n)
+            set_stored_(layer, tensors, n)
             self.rounded.move_(layer, *WHOLE_LAYER)
             if self.floats is not None:
                 self.floats.move_(original, *WHOLE_LAYER)
@@ -172,13 +171,6 @@ class _Walk:
             store = partial(self._store, n, tensors, errors)
         self.runner.release(n)
         return errors, store
-
-    def _stored_before(self, n: int) -> tuple[list[Row], dict[str, Tensor]] | None:
-        """What a walk before this one noted of a layer, and its tensors."""
-        if self.journal is None or self.writer is None or not self.writer.has_layer(n):
-            return None
-        noted = self.journal.entry(n)
-        return None if noted is None else (noted, self.writer.stored_layer(n))
 
     def _quantize_(self, layer: nn.Module, original: nn.Module, n: int) -> tuple[list[LinearError], dict[str, Tensor]]:
         if self.learner is not None:
@@ -232,7 +224,7 @@ def _nothing() -> None:
     """What is left to do for a layer that is stored."""
 
 
-def _set_stored_(layer: nn.Module, stored: dict[str, Tensor], n: int) -> None:
+def set_stored_(layer: nn.Module, stored: dict[str, Tensor], n: int) -> None:
     """Makes a layer what its stored tensors stand for."""
     prefix, like = f"model.layers.{n}.", next(layer.parameters())
     tensors = unpacked({name.removeprefix(prefix): tensor.to(like.device) for name, tensor in stored.items()})

@@ -33,5 +33,9 @@ def rederive_layers(folder: Path, count: int, parent: Path | None, calibration: 
 
     places = [parent] if parent else sorted((repository_root() / "models").iterdir())
     windows = calibration or repository_root() / "data" / "calibration"
-    layers = ", ".join(map(str, rederive(folder, count, places, windows)))
-    print(f"{folder}: made again, layers {layers} are byte for byte the same", file=sys.stderr)
+    again = rederive(folder, count, places, windows)
+    layers = ", ".join(map(str, again.layers))
+    same = "are byte for byte the same"
+    if again.elsewhere:
+        same = f"lose as much as the stored ones; bytes are not compared: it was made on {again.elsewhere}"
+    print(f"{folder}: made again, layers {layers} {same}", file=sys.stderr)
