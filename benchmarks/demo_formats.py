@@ -2,9 +2,9 @@
 
     dvc repro fetch corpus && python benchmarks/demo_formats.py
 
-The 4-bit rows have the default recipe. `fp8` is measured twice: with the inputs as they are, and with each token's
-inputs rounded to float8 in groups of 128 channels: on a Hopper card TurboMind's kernels take float8 inputs. Writes
-benchmarks/results/demo_formats.json and the table of docs/formats.md; a test compares the two.
+The 4-bit rows have the default recipe; two of them keep linears in 16 bits. `fp8` is measured twice: with the inputs as
+they are, and with each token's inputs rounded to float8 in groups of 128 channels: on a Hopper card TurboMind's kernels
+take float8 inputs. Writes benchmarks/results/demo_formats.json and the table of docs/formats.md; a test compares them.
 """
 
 import json
@@ -58,6 +58,8 @@ def fp8(checkpoint: Checkpoint, tokens: Tensor, writer: ModelWriter) -> object:
 
 FORMATS: dict[str, tuple[Write, str]] = {
     "awq, group 128": (awq(), "float16"),
+    "awq, kept by error": (awq(keep={"by": "error", "most": 0.08}), "float16"),
+    "awq, kept by size": (awq(keep={"by": "size", "most_megabytes": 2}), "float16"),
     "compressed-tensors, group 32": (awq(group_size=32, format="compressed-tensors"), "float16"),
     "int8 (W8A8), not smoothed": (int8(smooth=None), "float16"),
     "int8 (W8A8)": (int8(), "float16"),

@@ -4,15 +4,19 @@
     … --lmdeploy-python PYTHON --lmdeploy-script SCRIPT     # rows of LMDeploy's auto_awq as well
 
 LMDeploy's rows are made by LMDeploy's own program, run by an interpreter that has it (SCRIPT takes --model --out
---calib and --no-search, and replaces only its loader of hub data sets). Every row is measured from the
-folder that was written. Writes benchmarks/results/demo_recipes.json.
+--calib and --no-search, and replaces only its loader of hub data sets); without them its row stays as it was. Every row
+is measured from the folder that was written. Writes benchmarks/results/demo_recipes.json.
 """
 
 import json
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # benchmarks/serving.py would stand before the package
 
 import torch
 import typer
@@ -26,19 +30,30 @@ from compress.corpus import Windows, load_windows
 from compress.evaluate.compare import compare_models
 from compress.quantize.recipe import AwqRecipe, Gptq, Nearest
 from compress.quantize.walk import quantize_model
+from pipelines.params import load
 
-ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "demo_recipes.json"
 BASE = ROOT / "models" / "base"
 PLAIN = Nearest(method="nearest")
-RECIPES = {
-    "rtn": AwqRecipe(scale=None, clip=None, feedback=None, rounding=PLAIN),
-    "scale": AwqRecipe(clip=None, feedback=None, rounding=PLAIN),
-    "scale + clip": AwqRecipe(feedback=None, rounding=PLAIN),
-    "scale + clip + gptq": AwqRecipe(feedback=None, rounding=Gptq(method="gptq", refine=0)),
-    "… + feedback": AwqRecipe(rounding=Gptq(method="gptq", refine=0)),
-    "… + refinement (awq-w4)": AwqRecipe(),
-}
+NAME = "awq-w4"  # of params.yaml: what the parts are parts of
+
+
+def recipes() -> dict[str, AwqRecipe]:
+    """The demo's own recipe and the way to it, a part after the other."""
+    whole = load(ROOT).quantize[NAME]
+    assert isinstance(whole, AwqRecipe)
+
+    def with_(**settings: object) -> AwqRecipe:
+        return whole.model_copy(update=settings)
+
+    return {
+        "rtn": with_(scale=None, clip=None, feedback=None, rounding=PLAIN),
+        "scale": with_(clip=None, feedback=None, rounding=PLAIN),
+        "scale + clip": with_(feedback=None, rounding=PLAIN),
+        "scale + clip + gptq": with_(feedback=None, rounding=Gptq(method="gptq", refine=0)),
+        "… + feedback": with_(rounding=Gptq(method="gptq", refine=0)),
+        f"… + refinement ({NAME})": whole,
+    }
 
 
 def ours(recipe: AwqRecipe, calibration: Windows, out: Path) -> Path:
@@ -76,12 +91,14 @@ def main(
     calibration, evaluation = (load_windows(ROOT / "data" / name) for name in ("calibration", "evaluation"))
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
-        made = {name: ours(recipe, calibration, Path(temporary) / name) for name, recipe in RECIPES.items()}
+        made = {name: ours(recipe, calibration, Path(temporary) / name) for name, recipe in recipes().items()}
         if lmdeploy_python and lmdeploy_script:
             out = Path(temporary) / "lmdeploy"
             made["lmdeploy auto_awq"] = lmdeploys(lmdeploy_python, lmdeploy_script, calibration, out)
         for name, folder in made.items():
             rows.append({"recipe": name, **measured(folder, evaluation)})
+    before = json.loads(RESULT.read_text("utf8")) if RESULT.exists() else []
+    rows += [row for row in before if row["recipe"] not in made]  # LMDeploy's, where it was not run again
     rtn = next(row["kl_nats"] for row in rows if row["recipe"] == "rtn")
     rows = [{**row, "closed_of_rtn": 1 - row["kl_nats"] / rtn} for row in rows]
     RESULT.parent.mkdir(exist_ok=True)
