@@ -1,14 +1,14 @@
-"""Puts the measured figures into README.md: each stands between `<!-- NAME … -->` and `<!-- end -->`.
+"""Puts the measured figures into README.md and pages of docs/, each between `<!-- NAME … -->` and `<!-- end -->`.
 
     python benchmarks/readme.py        # after reports/ or benchmarks/results/ have changed
 
-A test renders the page again and compares, so a figure that no file backs cannot stand there.
+Tests render the pages again and compare, so a figure that no file backs cannot stand there.
 """
 
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/serving.py woul
 sys.path.append(str(Path(__file__).parent))
 
 import readme_distilled
+import readme_pruned
 from readme_distilled import share
 
 from pipelines.summary import markdown
@@ -302,11 +303,18 @@ SECTIONS: dict[str, Callable[[], str]] = {
 }
 
 
-def render(text: str) -> str:
+PAGES: dict[str, Mapping[str, Callable[[], str]]] = {
+    "README.md": SECTIONS,
+    "docs/pruning.md": readme_pruned.SECTIONS,
+    "docs/distillation.md": readme_pruned.SECTIONS,
+}
+
+
+def render(text: str, sections: Mapping[str, Callable[[], str]] = SECTIONS) -> str:
     """The page with every section made anew."""
-    return SECTION.sub(lambda match: match[1] + SECTIONS[match[2]]() + match[4], text)
+    return SECTION.sub(lambda match: match[1] + sections[match[2]]() + match[4], text)
 
 
 if __name__ == "__main__":
-    page = ROOT / "README.md"
-    page.write_text(render(page.read_text("utf8")), "utf8")
+    for page, sections in PAGES.items():
+        (ROOT / page).write_text(render((ROOT / page).read_text("utf8"), sections), "utf8")
