@@ -179,8 +179,27 @@ def _cut() -> str:
 
 
 def _proven() -> str:
-    """What the engine agreed on, of every model that was asked about."""
-    return _agreed(sorted(ROOT.glob("reports/*.conformance.json")))
+    """What the engine agreed on, of every model that was asked about, and which of them have been made anew since."""
+    files = sorted(ROOT.glob("reports/*.conformance.json"))
+    names = [file.name.removesuffix(".conformance.json") for file in files]
+    reports = [_read(f"reports/{name}.json") for name in names]
+    now = [_read(file)["artifact"] == report["artifact"] for file, report in zip(files, reports, strict=True)]
+    made_anew = [name for name, same in zip(names, now, strict=True) if not same]
+    since = f"; {', '.join(made_anew)} have been made anew since, on another processor" if made_anew else ""
+    return _agreed(files) + since
+
+
+def _seen() -> str:
+    """How far LMDeploy's engines and our unpacked weights answer alike about images."""
+    rows = _read("benchmarks/results/vision.json")
+    asked = [row for row in rows if "tokens_until_different" in row]
+    engines = " and ".join(dict.fromkeys(f"{row['model']} through the {row['engine']} engine" for row in asked))
+    weights = " and ".join(dict.fromkeys(row["weights"] for row in asked))
+    same = min(row["tokens_until_different"] for row in asked)
+    return (
+        f"Asked about {asked[0]['questions']} images each on an {asked[0]['device']}, small random models of "
+        f"{engines}, in {weights}, answer as our unpacked weights do for {100 * same:.0f} % of the tokens"
+    )
 
 
 def _wide() -> str:
@@ -294,6 +313,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "cut": _cut,
     "proven": _proven,
     "wide": _wide,
+    "seen": _seen,
     "engine": _engine,
     "repro": _repro,
     "memory": _memory,
