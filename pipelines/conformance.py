@@ -60,19 +60,19 @@ def _gpus(most: int) -> list[Gpu]:
 
 
 def _proven(model: str, file: Path, windows: Path, ways: Ways, card: str) -> bool:
-    """Whether the engine agreed on every case, which are told and lie in the file."""
+    """Whether the engine agreed on every case; each is told, and lies in the file, as soon as it is through."""
     from compress.corpus import load_windows  # noqa: PLC0415 - the other commands need none
     from pipelines.proof import prove  # noqa: PLC0415 - torch is slow to import
 
-    proof = prove(model_folder(model), load_windows(windows), *ways, card)  # type: ignore[arg-type]  # checked
-    whole = merged(read_proof(file), proof)
-    with fresh_file(file) as fresh:
-        fresh.write_text(whole.model_dump_json(indent=2) + "\n", "utf8")
-    for case in proof.cases:
-        print(f"{model}, {_told(case)}", flush=True)
-    for reason in proof.refused:
+    passed, refused = True, list[str]()
+    for proof in prove(model_folder(model), load_windows(windows), *ways, card):  # type: ignore[arg-type]  # checked
+        with fresh_file(file) as fresh:
+            fresh.write_text(merged(read_proof(file), proof).model_dump_json(indent=2) + "\n", "utf8")
+        print(f"{model}, {_told(proof.cases[0])}", flush=True)
+        passed, refused = passed and proof.passed, proof.refused
+    for reason in refused:
         print(f"{model}, left out: {reason}", flush=True)
-    return proof.passed
+    return passed
 
 
 def _numbers(text: str, flag: str) -> list[int]:

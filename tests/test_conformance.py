@@ -1,5 +1,6 @@
 """The proof in the engine: what passes and what does not, what a gate reads, and the real engine, emulated."""
 
+import contextlib
 import json
 import math
 import shutil
@@ -13,6 +14,7 @@ from lmdeploy_environment import PROGRAM, emulated, server_interpreter
 from stand_in_lmdeploy import stand_in
 from tiny_repository import make_repository
 
+import pipelines.proof as proof_module
 from compress.checkpoint.load import load_model
 from compress.corpus import Windows, save_windows
 from pipelines.proof import judged
@@ -247,6 +249,24 @@ def test_an_engine_that_ends_is_a_case_that_failed_with_its_last_words(conforman
     assert conformance(engine, "--kv", "16", "--layout", "llama")[0] == 1
     (case,) = proof_of(no_proof)["cases"]
     assert case["reason"] == "the engine ended with status 1: RuntimeError: the card has fallen off the bus"
+
+
+def test_what_is_through_lies_in_the_file_when_the_machine_goes(conformance, no_proof, tmp_path, monkeypatch):
+    """The second way is never answered: something ends the command in it."""
+    engine, asked = stand_in(tmp_path, sys.executable), []
+    answer = proof_module.engine_numbers
+
+    def taken_back(folder, what, way, work):
+        asked.append(way)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return answer(folder, what, way, work)
+
+    monkeypatch.setattr(proof_module, "engine_numbers", taken_back)
+    with contextlib.suppress(KeyboardInterrupt):  # where a command line does not turn it into a status itself
+        conformance(engine, "--kv", "16,8", "--layout", "llama")
+    assert [way.kv_bits for way in asked] == [16, 8]
+    assert [case["kv_bits"] for case in proof_of(no_proof)["cases"]] == [16]
 
 
 def test_bits_that_no_cache_has_are_refused(conformance):
