@@ -1,16 +1,18 @@
 """Stage `distill`: a student trained to answer as its teacher does; a 4-bit student stays in its format.
 
 `accelerate launch -m pipelines.distill …` spreads it over GPUs, by DDP or FSDP. Killed, it goes on where it was last
-saved, and a teacher's cache behind the last window that is there.
+saved, and a teacher's cache behind the last window that is there; the cache stays for this student's next training.
 """
 
 import glob
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from pydantic import JsonValue
 from torch import Tensor
 
 from compress.checkpoint.checkpoint import Checkpoint
@@ -33,11 +35,12 @@ from pipelines.precision import fitted
 from pipelines.progress import show, showing
 from pipelines.stage import device, new_artifact, parent, repository_root, run, versions, write_trace
 from registry.hashing import sha256_json
-from registry.manifest import Kind
+from registry.manifest import Kind, require_free
 
 
 def main(key: str, source: Path, teacher: Path, text: Path, out: Path, trace: Path) -> None:
     """Writes distill.KEY to OUT and the loss of every step to the folder TRACE."""
+    require_free(out)  # now, and not when the training is done
     processes = PartialState()
     place = device(processes.local_process_index)
     recipe = fitted(load(repository_root()).distill[key], place)
@@ -45,11 +48,13 @@ def main(key: str, source: Path, teacher: Path, text: Path, out: Path, trace: Pa
     require_same_tokenizer(source, teacher)
     described = recipe.model_dump(by_alias=True, mode="json")
     digests = {role: manifest.digest for role, manifest in parents.items()}
-    kept = _kept(out, sha256_json([described, dict(digests), windows.digest, dict(versions())]))
+    inputs: list[JsonValue] = [dict(digests), windows.digest, dict(versions())]
+    kept = _kept(out, "training", [described, *inputs])
+    said = _kept(out, "teacher", [described["cache"], recipe.precision, digests["teacher"], *inputs[1:]])
     tokens = torch.from_numpy(windows.tokens).long()
     train = recipe.train
     student = load_model(source, device=place) if train is None else load_quantized(source, train, place)
-    guide = _teacher(teacher, tokens, recipe, place, kept / "teacher")
+    guide = _teacher(teacher, tokens, recipe, place, said)
     counted = None if windows.predicts is None else torch.from_numpy(windows.predicts)
     first = processes.is_main_process
     with live(repository_root(), key, described, tokens=recipe.batch * tokens.shape[1], quiet=not first) as watch:
@@ -73,7 +78,7 @@ def main(key: str, source: Path, teacher: Path, text: Path, out: Path, trace: Pa
     shutil.rmtree(kept, ignore_errors=True)
 
 
-def _teacher(folder: Path, tokens: Tensor, recipe: DistillRecipe, place: str, kept: Path) -> Teacher:
+def _teacher(folder: Path, tokens: Tensor, recipe: DistillRecipe, place: str, said: Path) -> Teacher:
     """The teacher beside its student, or what it said, onto the disk."""
     on_gpu = torch.device(place).type == "cuda"
     dtype = torch.bfloat16 if recipe.precision == "bf16" and on_gpu else torch.float32
@@ -84,15 +89,15 @@ def _teacher(folder: Path, tokens: Tensor, recipe: DistillRecipe, place: str, ke
     processes = PartialState()
     share = processes.process_index, processes.num_processes
     with room_for_teacher(recipe):
-        fill(kept, model.to(place), tokens, recipe, show if processes.is_main_process else silent, share)
+        fill(said, model.to(place), tokens, recipe, show if processes.is_main_process else silent, share)
     processes.wait_for_everyone()
-    return cached(kept, model.lm_head.weight.detach(), recipe.cache)
+    return cached(said, model.lm_head.weight.detach(), recipe.cache)
 
 
-def _kept(out: Path, key: str) -> Path:
-    """Where this training's state lies; those of trainings from other inputs are swept away."""
-    ours = out.with_name(f".{out.name}.training-{key[:16]}")
-    for stale in set(out.parent.glob(f".{glob.escape(out.name)}.training-*")) - {ours}:
+def _kept(out: Path, what: str, inputs: Sequence[JsonValue]) -> Path:
+    """Where a training's state lies, or what its teacher said; what was kept of other inputs is swept away."""
+    ours = out.with_name(f".{out.name}.{what}-{sha256_json(list(inputs))[:16]}")
+    for stale in set(out.parent.glob(f".{glob.escape(out.name)}.{what}-*")) - {ours}:
         shutil.rmtree(stale, ignore_errors=True)
     return ours
 

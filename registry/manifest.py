@@ -160,6 +160,12 @@ def _refuse(folder: Path, faults: list[str]) -> None:
         raise RegistryError(f"{folder}: {'; '.join(faults)}; {REMAKE}")
 
 
+def require_free(path: Path) -> None:
+    """Refuses a place where something lies; an empty folder is nothing."""
+    if os.path.lexists(path) and not _is_empty_folder(path):
+        raise RegistryError(f"{path}: exists already, and nothing is written over; remove it first")
+
+
 @contextmanager
 def fresh_folder(path: Path, key: str | None = None) -> Iterator[Path]:
     """Yields an empty sibling of `path`: on success it is flushed and becomes `path`, on any exception it is gone.
@@ -168,8 +174,7 @@ def fresh_folder(path: Path, key: str | None = None) -> Iterator[Path]:
     `key` that names all that decides the content, what was left under the same key is yielded again instead; an
     interruption leaves it for the next try, and so does a RuntimeError, which a device out of memory raises.
     """
-    if os.path.lexists(path) and not _is_empty_folder(path):
-        raise RegistryError(f"{path}: exists already, and nothing is written over; remove it first")
+    require_free(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     incoming = unfinished(path, key)
     _sweep(path, kept=incoming)

@@ -1,9 +1,11 @@
 """A teacher beside the student and what it once said give the same loss; what no cache can give is refused."""
 
 import json
+from shutil import rmtree
 
 import pytest
 import torch
+import yaml
 from full_disk import full_disk
 from test_distill_loop import losses, models, recipe, texts, uneven  # noqa: F401 - a fixture
 from tiny import CONFIG
@@ -16,6 +18,7 @@ from compress.distill.train import distill_
 from compress.distill.vocabulary import require_same_tokenizer
 from compress.errors import CompressError
 from pipelines import distill
+from registry.errors import RegistryError
 from registry.manifest import verify
 
 TOP = {"kind": "top_k_kl", "k": 9}
@@ -185,6 +188,30 @@ def repository(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_another_learning_rate_reads_what_the_teacher_has_said_before(repository, monkeypatch):
+    folders = [repository / place for place in ("models/base", "models/other", "text", "models/cached", "t/cached")]
+    distill.main("cached", *folders)
+    (kept,) = (repository / "models").glob(".cached.*")
+    rmtree(folders[3])
+    rmtree(folders[4])
+    params = repository / "params.yaml"
+    changed = yaml.safe_load(params.read_text("utf8"))
+    changed["distill"]["cached"]["learning_rate"] = 0.002
+    params.write_text(yaml.safe_dump(changed), "utf8")
+    asked = []
+    monkeypatch.setattr(cache, "run", lambda *said, **_: asked.append(said))
+    distill.main("cached", *folders)
+    assert not asked
+    assert list((repository / "models").glob(".cached.*")) == [kept]
+
+
+def test_a_place_that_is_taken_is_refused_before_anything_is_trained(repository, monkeypatch):
+    folders = [repository / place for place in ("models/base", "models/other", "text", "models/other", "t/plain")]
+    monkeypatch.setattr(distill, "distill_", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(RegistryError, match="other: exists already"):
+        distill.main("plain", *folders)
+
+
 def test_the_stage_trains_alike_beside_the_teacher_and_from_its_cache(repository, capsys):
     found = {}
     for key in ("plain", "cached"):
@@ -193,7 +220,10 @@ def test_the_stage_trains_alike_beside_the_teacher_and_from_its_cache(repository
         found[key] = [row["loss_nats"] for row in json.loads((folders[-1] / "trace.json").read_text("utf8"))]
         assert verify(folders[3]).data.keys() == {"distillation"}
     assert found["cached"] == pytest.approx(found["plain"], rel=1e-5)
-    assert sorted(path.name for path in (repository / "models").iterdir()) == ["base", "cached", "other", "plain"]
+    (kept,) = (repository / "models").glob(".cached.*")  # nothing but what the teacher said, for another training
+    assert sorted(path.name for path in (repository / "models").iterdir()) == [
+        kept.name, "base", "cached", "other", "plain"
+    ]  # fmt: skip
     said = capsys.readouterr().err
     assert "tokens/s" in said
     assert "losses are not shown in MLflow" in said  # there is no store here, and nobody minds
