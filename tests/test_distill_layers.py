@@ -95,9 +95,22 @@ def test_inherited_pairs_are_what_the_next_layer_expects_from_the_first_gap_on(m
     assert inherited_pairs(without(teacher, *removed), teacher) == expected
 
 
+@pytest.mark.parametrize("narrowed", [["mlp.down_proj"], ["self_attn.o_proj"], ["mlp.down_proj", "self_attn.o_proj"]])
+def test_layers_of_a_narrowed_student_are_known_again_by_what_kept_its_shape(models, narrowed):  # noqa: F811
+    _, teacher = models()
+    for layer in teacher.model.layers:
+        torch.nn.init.normal_(layer.post_attention_layernorm.weight, mean=1.0)
+    student = without(teacher, 1)
+    for layer in student.model.layers:
+        for name in narrowed:
+            linear = layer.get_submodule(name)
+            linear.weight = torch.nn.Parameter(linear.weight[:, ::2] + 1e-3)  # and made good a little
+    assert inherited_pairs(student, teacher) == [[0, 1], [1, 2]]
+
+
 def test_layers_that_came_from_nowhere_inherit_nothing(models):  # noqa: F811
     student, teacher = models()
-    with pytest.raises(CompressError, match="have other sizes; use even"):
+    with pytest.raises(CompressError, match="stream is narrower; use even"):
         inherited_pairs(student, teacher)
     doubled = without(teacher, 2)
     doubled.model.layers[1] = copy.deepcopy(doubled.model.layers[0])
