@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/serving.py woul
 sys.path.append(str(Path(__file__).parent))
 
 import readme_distilled
+import readme_engine
 import readme_pruned
 from readme_distilled import share
 
@@ -187,68 +188,6 @@ def _cut() -> str:
     return f"{narrow['kl_nats']:.2f} nats a token, {len(short['removed'])} layers fewer {short['kl_nats']:.2f}"
 
 
-def _proven() -> str:
-    """What the engine agreed on, of every model that was asked about, and which of them have been made anew since."""
-    files = sorted(ROOT.glob("reports/*.conformance.json"))
-    names = [file.name.removesuffix(".conformance.json") for file in files]
-    reports = [_read(f"reports/{name}.json") for name in names]
-    now = [_read(file)["artifact"] == report["artifact"] for file, report in zip(files, reports, strict=True)]
-    made_anew = [name for name, same in zip(names, now, strict=True) if not same]
-    since = f"; {', '.join(made_anew)} have been made anew since, on another processor" if made_anew else ""
-    return _agreed(files) + since
-
-
-def _seen() -> str:
-    """How far LMDeploy's engines and our unpacked weights answer alike about images."""
-    rows = _read("benchmarks/results/vision.json")
-    asked = [row for row in rows if "tokens_until_different" in row]
-    engines = " and ".join(dict.fromkeys(f"{row['model']} through the {row['engine']} engine" for row in asked))
-    weights = " and ".join(dict.fromkeys(row["weights"] for row in asked))
-    same = min(row["tokens_until_different"] for row in asked)
-    return (
-        f"Asked about {asked[0]['questions']} images each on an {asked[0]['device']}, small random models of "
-        f"{engines}, in {weights}, answer as our unpacked weights do for {100 * same:.0f} % of the tokens"
-    )
-
-
-def _wide() -> str:
-    """The same of models whose heads were widened, so that they take an int4 cache; nothing before a card was asked."""
-    files = sorted(ROOT.glob("benchmarks/results/wide/*.conformance.json"))
-    told = "The same model written with heads of 128, by [`wide_heads.py`](benchmarks/wide_heads.py), was asked too"
-    return f" {told}: {_agreed(files)}." if files else ""
-
-
-def _agreed(files: list[Path]) -> str:
-    """The cases that were asked, at their worst; those that failed are counted."""
-    cases = [case for file in files for case in _read(file)["cases"]]
-    agreed = [case for case in cases if case["passed"]]
-    if not agreed:
-        return f"it agreed in none of {len(cases)} cases"
-    count = f"all {len(cases)}" if len(agreed) == len(cases) else f"{len(agreed)} of {len(cases)}"
-    asked = f"in {count} cases (models: {len(files)}, GPUs: {_listed(agreed, 'tp')}"
-    ppl = max(abs(case["engine_perplexity"] / case["perplexity"] - 1) for case in agreed)
-    top1 = min(case["top1_agreement"] for case in agreed)
-    return (
-        f"{asked}, KV cache: {_listed(agreed, 'kv_bits')} bits) its perplexity is ours to {100 * ppl:.3f} %, its "
-        f"likeliest token ours at {100 * top1:.1f} % of positions or more{_further(agreed)}"
-    )
-
-
-def _listed(cases: list[dict[str, Any]], name: str) -> str:
-    return " and ".join(map(str, sorted({case[name] for case in cases})))
-
-
-def _further(cases: list[dict[str, Any]]) -> str:
-    """What proofs of before there was such a number do not say."""
-    if any(case.get("kl_nats") is None or case.get("greedy_margin") is None for case in cases):
-        return ""
-    kl, margin = (max(case[name] for case in cases) for name in ("kl_nats", "greedy_margin"))
-    return (
-        f", its KL from ours at most {kl:.1e} nats a token, and where a text it writes first differs from ours, our "
-        f"scores of the two tokens are within {margin:.2f}"
-    )
-
-
 def _engine() -> str:
     return f"{max(abs(row['difference_nats']) for row in _read('benchmarks/results/turbomind.json')):.5f}"
 
@@ -320,9 +259,9 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "load": _load,
     "readings": _read_memory,
     "cut": _cut,
-    "proven": _proven,
-    "wide": _wide,
-    "seen": _seen,
+    "proven": readme_engine.proven,
+    "wide": readme_engine.wide,
+    "seen": readme_engine.seen,
     "engine": _engine,
     "repro": _repro,
     "memory": _memory,

@@ -85,7 +85,7 @@ def test_a_way_in_which_the_engine_disagreed_is_counted_not_dropped(tmp_path):
     case = {"perplexity": 2.0, "engine_perplexity": 2.0, "top1_agreement": 1.0, "kv_bits": 16, "passed": True}
     told = {"kl_nats": 2e-5, "greedy_margin": 0.25}
     failed = {"perplexity": None, "kv_bits": 8, "tp": 2, "passed": False}
-    file, agreed = tmp_path / "base.conformance.json", renderer()._agreed
+    file, agreed = tmp_path / "base.conformance.json", renderer().readme_engine._agreed
     file.write_text(json.dumps({"cases": [case | {"tp": 1}, case | {"tp": 2}]}))
     assert agreed([file]).startswith("in all 2 cases (models: 1, GPUs: 1 and 2, KV cache: 16 bits) its perplexity")
     assert "KL" not in agreed([file])
