@@ -225,7 +225,7 @@ def test_the_proof_of_other_bytes_is_not_registered_and_this_is_said(turbopress,
 
 def test_a_broken_proof_is_refused_by_name(demanding, capsys):
     register(demanding, "awq-w4")
-    with pytest.raises(RegistryError, match=r"awq-w4\.conformance\.json: artifact: Field required; run turbopress"):
+    with pytest.raises(RegistryError, match=r"awq-w4\.conformance\.json: artifact: Field required; remove it, and run"):
         register_with_its_proof(demanding, {}, capsys)
 
 
