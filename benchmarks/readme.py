@@ -5,7 +5,6 @@
 Tests render the pages again and compare, so a figure that no file backs cannot stand there.
 """
 
-import json
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ import readme_distilled
 import readme_engine
 import readme_pruned
 from readme_distilled import share
+from readme_engine import read
 
 from pipelines.summary import markdown
 from serving.memory import plan
@@ -30,12 +30,8 @@ MOVED = 0.03  # by which a recipe's divergence differs between two runs at most
 SECTION = re.compile(r"(<!-- (\w+)[^>]*-->)(.*?)(<!-- end -->)", re.DOTALL)
 
 
-def _read(path: str | Path) -> Any:
-    return json.loads((ROOT / path).read_text("utf8"))
-
-
 def _table() -> str:
-    return "\n" + markdown(_read("reports/summary.json"))
+    return "\n" + markdown(read("reports/summary.json"))
 
 
 def _recipes() -> str:
@@ -45,14 +41,14 @@ def _recipes() -> str:
     rows = [
         f"| {row['recipe']} | {row['perplexity']:.3f} | {row['kl_nats']:.4f} | {100 * row['top1_agreement']:.1f} % "
         f"| {100 * row['closed_of_rtn']:.0f} % |\n"
-        for row in _read("benchmarks/results/demo_recipes.json")
+        for row in read("benchmarks/results/demo_recipes.json")
     ]
     return "\n" + head + "".join(rows)
 
 
 def _quality() -> str:
     """A row a recipe, a column a domain; who made no weights has the reason instead."""
-    rows = _read("benchmarks/results/quantizer_quality.json")
+    rows = read("benchmarks/results/quantizer_quality.json")
     domains = list(dict.fromkeys(row["domain"] for row in rows))
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
@@ -74,7 +70,7 @@ def _quality_row(recipe: str, found: dict[str, Any], domains: list[str]) -> str:
 
 
 def _speed() -> str:
-    rows = _read("benchmarks/results/quantizer_speed.json")
+    rows = read("benchmarks/results/quantizer_speed.json")
     heads = ("shape", "recipe", "layers", "GPUs", "seconds", "floor", "GPU memory", "host")
     head = f"| {' | '.join(heads)} |\n| --- | --- |{' ---: |' * 6}\n"
     return "\n" + head + "".join(_speed_row(row) for row in rows)
@@ -82,7 +78,7 @@ def _speed() -> str:
 
 def _processor() -> str:
     """Two cores' seconds beside the forward passes, a layout after the other."""
-    rows = _read("benchmarks/results/quantizer_cpu.json")
+    rows = read("benchmarks/results/quantizer_cpu.json")
     times = " and ".join(f"{row['times_two_forwards']:.1f} times in the layout {row['layout']}" for row in rows)
     return f"{rows[0]['elapsed_s']:.0f} s on {rows[0]['threads']} CPU cores; of the two forward passes alone, {times}"
 
@@ -99,7 +95,7 @@ def _speed_row(row: dict[str, Any]) -> str:
 
 def _trained() -> str:
     """The best share of the card's peak, with eager beside it, and what a second card adds to as many tokens each."""
-    rows = _read("benchmarks/results/distill_speed.json")
+    rows = read("benchmarks/results/distill_speed.json")
     alone = [row for row in rows if row["processes"] == 1]
     best, eager = max(alone, key=lambda row: row["share_of_peak"]), next(row for row in alone if not row["compile"])
     two = next(row for row in rows if row["processes"] == 2)
@@ -114,13 +110,13 @@ def _trained() -> str:
 
 def _repaired() -> str:
     """The recipe that closes most, over all held-out text and by domain."""
-    rows = _read("benchmarks/results/qad.json")
+    rows = read("benchmarks/results/qad.json")
     best = max((row for row in rows if row["domain"] == "all"), key=lambda row: row["closed"])
     domains = [row for row in rows if row["recipe"] == best["recipe"] and row["domain"] != "all"]
     by_domain = ", ".join(f"{row['domain']} {share(row, 'closed')}" for row in domains)
     now = {
         row["domain"]: row["kl_nats"]
-        for row in _read("benchmarks/results/quantizer_quality.json")
+        for row in read("benchmarks/results/quantizer_quality.json")
         if row["recipe"] == "awq-light"
     }
     is_older = any(abs(now[row["domain"]] / row["kl_before_nats"] - 1) > MOVED for row in domains)
@@ -133,7 +129,7 @@ def _repaired() -> str:
 
 def _load() -> str:
     """Tokens a second with the wait for the first, a row a model and a column a load."""
-    rows = _read("benchmarks/results/serving.json")
+    rows = read("benchmarks/results/serving.json")
     whose = "random weights in real shapes" if any(row.get("shape") for row in rows) else "the demo's variants"
     loads = list(dict.fromkeys(_of_load(row) for row in rows))
     lines = [
@@ -163,7 +159,7 @@ def _read_memory() -> str:
 
     The cache is a share of what is free, so a plan of it alone is nearly right; the rest is what can be wrong.
     """
-    rows = [row for row in _read("benchmarks/results/memory.json") if "reason" not in row]
+    rows = [row for row in read("benchmarks/results/memory.json") if "reason" not in row]
     worst = max(abs(row["difference"]) for row in rows)
     told = f"{len(rows)} readings of nvidia-smi on an {rows[0]['device']} agree to {100 * worst:.1f} %"
     shapes = [row for row in rows if row.get("shape")]
@@ -181,7 +177,7 @@ def _beside(row: dict[str, Any]) -> float:
 
 def _cut() -> str:
     """The cheapest cut of feed-forward channels beside the cheapest of layers, on the calibration's kind of text."""
-    rows = [row for row in _read("benchmarks/results/prune.json") if row["domain"] == "sotu"]
+    rows = [row for row in read("benchmarks/results/prune.json") if row["domain"] == "sotu"]
     rows.sort(key=lambda row: row["kl_nats"])
     narrow = next(row for row in rows if not row["removed"])
     short = next(row for row in rows if row["removed"])
@@ -189,11 +185,11 @@ def _cut() -> str:
 
 
 def _engine() -> str:
-    return f"{max(abs(row['difference_nats']) for row in _read('benchmarks/results/turbomind.json')):.5f}"
+    return f"{max(abs(row['difference_nats']) for row in read('benchmarks/results/turbomind.json')):.5f}"
 
 
 def _repro() -> str:
-    run = _read("benchmarks/results/demo_pipeline.json")["make_repro"]
+    run = read("benchmarks/results/demo_pipeline.json")["make_repro"]
     return f"{run['elapsed_s'] / 60:.1f} minutes and {run['peak_bytes'] / 2**30:.1f} GiB"
 
 
@@ -203,7 +199,7 @@ def _memory() -> str:
         "| weights | KV cache | cache ratio | nvidia-smi | planned | tokens |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
-    for row in _read("benchmarks/results/tutorial_readings.json"):
+    for row in read("benchmarks/results/tutorial_readings.json"):
         told = EngineProfile(cache_max_entry_count=row["cache"])
         planned = plan(shape, told, 24 * 2**30, row["weight_bits"])
         lines.append(
@@ -214,7 +210,7 @@ def _memory() -> str:
 
 
 def _switches() -> str:
-    found = _read("benchmarks/results/shipping.json")
+    found = read("benchmarks/results/shipping.json")
     exports = [entry for entry in found["kills"].values() if isinstance(entry, dict)]
     registered = found["register kills"]
     misses = found["switches"]["misses"] + sum(entry["misses"] for entry in exports) + registered["half_visible"]
@@ -227,12 +223,12 @@ def _switches() -> str:
 
 
 def _replay() -> str:
-    return f"{_read('benchmarks/results/replay.json')['times_smaller']:.0f}"
+    return f"{read('benchmarks/results/replay.json')['times_smaller']:.0f}"
 
 
 def _gguf() -> str:
     """The 4-bit rows together, at their worst."""
-    found = _read("benchmarks/results/gguf.json")
+    found = read("benchmarks/results/gguf.json")
     rows = [row for row in found["models"] if row["groups"]]
     bits = max(row["bits_per_linear_weight"] for row in rows)
     kl = max(row["file_in_our_forward"]["kl_nats"] for row in rows)

@@ -7,7 +7,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 
 
-def _read(path: str | Path) -> Any:
+def read(path: str | Path) -> Any:
+    """A JSON file of the repository."""
     return json.loads((ROOT / path).read_text("utf8"))
 
 
@@ -15,8 +16,8 @@ def proven() -> str:
     """What the engine agreed on, of every model that was asked about, and which of them have been made anew since."""
     files = sorted(ROOT.glob("reports/*.conformance.json"))
     names = [file.name.removesuffix(".conformance.json") for file in files]
-    reports = [_read(f"reports/{name}.json") for name in names]
-    now = [_read(file)["artifact"] == report["artifact"] for file, report in zip(files, reports, strict=True)]
+    reports = [read(f"reports/{name}.json") for name in names]
+    now = [read(file)["artifact"] == report["artifact"] for file, report in zip(files, reports, strict=True)]
     made_anew = [name for name, same in zip(names, now, strict=True) if not same]
     since = f"; {', '.join(made_anew)} have been made anew since, on another processor" if made_anew else ""
     return _agreed(files) + since
@@ -24,7 +25,7 @@ def proven() -> str:
 
 def seen() -> str:
     """How far LMDeploy's engines and our unpacked weights answer alike about images."""
-    rows = _read("benchmarks/results/vision.json")
+    rows = read("benchmarks/results/vision.json")
     asked = [row for row in rows if "tokens_until_different" in row]
     engines = " and ".join(dict.fromkeys(f"{row['model']} through the {row['engine']} engine" for row in asked))
     weights = " and ".join(dict.fromkeys(row["weights"] for row in asked))
@@ -44,7 +45,7 @@ def wide() -> str:
 
 def _agreed(files: list[Path]) -> str:
     """The cases that were asked, at their worst; those that failed are counted."""
-    cases = [case for file in files for case in _read(file)["cases"]]
+    cases = [case for file in files for case in read(file)["cases"]]
     agreed = [case for case in cases if case["passed"]]
     if not agreed:
         return f"it agreed in none of {len(cases)} cases"
