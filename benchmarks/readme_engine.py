@@ -56,6 +56,21 @@ def _agreed(files: list[Path]) -> str:
     return (
         f"{asked}, KV cache: {_listed(agreed, 'kv_bits')} bits) its perplexity is ours to {100 * ppl:.3f} %, its "
         f"likeliest token ours at {100 * top1:.1f} % of positions or more{_further(agreed)}"
+        f"{_disagreed([case for case in cases if not case['passed'] and case['perplexity']])}"
+    )
+
+
+def _disagreed(cases: list[dict[str, Any]]) -> str:
+    """How far apart the others are, at their worst, and what their KV cache costs in the engine and simulated."""
+    if not cases:
+        return ""
+    ppl = max(abs(case["engine_perplexity"] / case["perplexity"] - 1) for case in cases)
+    top1 = min(case["top1_agreement"] for case in cases)
+    costs, simulated = (max(case[key] for case in cases) for key in ("kl_to_16_nats", "simulated_kl_to_16_nats"))
+    return (
+        f". With a KV cache of {_listed(cases, 'kv_bits')} bits the proof fails: perplexity is ours to "
+        f"{100 * ppl:.2f} %, but the likeliest token is at only {100 * top1:.1f} % of positions, since so coarse a "
+        f"step decides near ties; such a cache costs {costs:.4f} nats in the engine, {simulated:.4f} by our simulation"
     )
 
 

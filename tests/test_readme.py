@@ -94,5 +94,12 @@ def test_a_way_in_which_the_engine_disagreed_is_counted_not_dropped(tmp_path):
     assert said.startswith("in 1 of 2 cases (models: 1, GPUs: 1, KV cache: 16 bits)")
     assert "its KL from ours at most 2.0e-05 nats a token" in said
     assert said.endswith("our scores of the two tokens are within 0.25")
+    apart = {"perplexity": 2.0, "engine_perplexity": 2.002, "top1_agreement": 0.955, "kv_bits": 4, "passed": False}
+    apart |= {"tp": 1, "kl_to_16_nats": 0.0216, "simulated_kl_to_16_nats": 0.0227}
+    file.write_text(json.dumps({"cases": [case | told | {"tp": 1}, apart]}))
+    said = agreed([file])
+    assert "With a KV cache of 4 bits the proof fails: perplexity is ours to 0.10 %" in said
+    assert "only 95.5 % of positions" in said
+    assert "costs 0.0216 nats in the engine, 0.0227 by our simulation" in said
     file.write_text(json.dumps({"cases": [failed]}))
     assert agreed([file]) == "it agreed in none of 1 cases"
