@@ -1,5 +1,6 @@
 """The benchmark of pruning and distillation goes through every stage, on a model whose figures mean nothing."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -123,3 +124,19 @@ def test_the_longest_training_is_the_one_that_the_readme_quotes(monkeypatch, tmp
     (tmp_path / "rows").write_text(json.dumps(rows))
     monkeypatch.setattr(readme_distilled, "RESULTS", tmp_path / "rows")
     assert readme_distilled.taught() == "70 seconds on 7 million tokens"
+
+
+def test_pruning_a_shape_is_measured_from_disk_to_disk_and_leaves_nothing_there(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    speed, random = (importlib.import_module(name) for name in ("prune_speed", "random_model"))
+    monkeypatch.setitem(random.SHAPES, "tiny", (256, 512, 4, 2, 2))
+    for module in (speed, random):
+        monkeypatch.setattr(module, "VOCAB", 512)
+    told = ["--shapes", "tiny", "--windows", "2", "--length", "32", "--disk", tmp_path, "--out", tmp_path / "rows"]
+    monkeypatch.setattr(sys, "argv", ["prune_speed.py", *map(str, told)])
+    speed.main()
+    wide, deep = json.loads((tmp_path / "rows").read_text())
+    assert (wide["way"], deep["way"]) == ("feed-forward", "depth")
+    assert (wide["share"], deep["share"]) == (pytest.approx(2 / 3), 0.5)
+    assert wide["peak_host_gib"] > 0
+    assert [file.name for file in tmp_path.iterdir()] == ["rows"]
