@@ -49,6 +49,7 @@ from compress.prune.recipe import Compensation, DepthRecipe, MixRecipe, WidthRec
 from compress.prune.text import Text
 from compress.quantize.recipe import AwqRecipe
 from compress.quantize.resources import Resources
+from compress.quantize.turbomind import require_servable
 from pipelines.progress import showing
 
 PRUNING = {"depth": DepthRecipe, "width": WidthRecipe, "mix": MixRecipe}
@@ -120,6 +121,7 @@ def clock():
 def prune(model, calibration, recipe, out):
     work = Work(Checkpoint(model), Text(calibration), Resources(device()), "prune")
     decision = decide(work, recipe, out.parent)
+    require_servable(decision.config, "llama", None, str(model), recipe.tensor_parallel)
     out.mkdir()
     write(work, recipe, decision, ModelWriter(out, decision.config, "llama"))
 

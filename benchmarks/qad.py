@@ -24,6 +24,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import numpy as np
 import torch
+from prune_distill import teacher_of
 from quality_scores import DRAWS
 from quality_windows import read_windows
 from quantizer import save, table
@@ -68,7 +69,7 @@ def joined(sets, names, held_out):
 
 def repaired(model, start, recipe, tokens, out):
     """Writes the trained model to `out`; seconds and the loss at both ends."""
-    student, teacher = load_quantized(start, recipe.train, device()), load_model(model, device=device())
+    student, teacher = load_quantized(start, recipe.train, device()), teacher_of(model)
     begun = time.perf_counter()
     steps = distill_(student, teacher, tokens, recipe)
     elapsed_s = time.perf_counter() - begun

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from mlflow import MlflowClient
+from servable import servable
 
 from compress.checkpoint.checkpoint import Checkpoint
 from registry.manifest import verify
@@ -66,6 +67,10 @@ def test_every_variant_is_registered_under_its_alias_without_a_second_copy(pipel
         assert "metrics.kl_nats" in version.tags
     weights = next((pipeline.folder / "models" / "awq-w4").glob("model-00002*"))
     assert any(path.samefile(weights) for path in (pipeline.folder / "mlartifacts").rglob(weights.name))
+
+
+def test_the_pruned_model_can_be_served_by_one_gpu_and_by_two(pipeline):
+    servable(pipeline.folder / "models" / "shallow")
 
 
 def test_a_second_repro_does_nothing_but_the_register_look_ups(pipeline):
