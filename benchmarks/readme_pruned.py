@@ -1,6 +1,6 @@
 """The measured sections of docs/pruning.md and docs/distillation.md, ours beside what others have published.
 
-Ours are from benchmarks/results/{prune,prune_distill,qad,distill_speed}.json; theirs, each with its source and with
+Ours are from benchmarks/results/{prune,prune_speed,prune_distill,qad,distill_speed}.json; theirs, each with its source and with
 what makes it another measurement than ours, from benchmarks/results/published_pruning.json.
 """
 
@@ -60,6 +60,19 @@ def cuts() -> str:
     return _table(
         ["cut", "decoder left", *(f"KL, nats, {domain}" for domain in domains), "seconds"], 2 + len(domains), rows
     )
+
+
+def held() -> str:
+    """What real shapes take to be pruned, a way after the other."""
+    rows = [
+        [
+            f"InternLM2-{row['shape'].upper()}, {row['layers']} of {row['of_layers']} layers", row["way"],
+            f"{row['windows']} × {row['length']:,}", f"{row['peak_gpu_gib']:.1f} GiB", f"{row['peak_host_gib']:.1f} GiB",
+            f"{row['elapsed_s']:.0f}",
+        ]
+        for row in _read("prune_speed")
+    ]  # fmt: skip
+    return _table(["shape", "cut", "windows × tokens", "most on the GPU", "most on the host", "seconds"], 3, rows)
 
 
 def beside() -> str:
@@ -156,6 +169,7 @@ def _defaults(recipe: type[BaseModel]) -> str:
 
 SECTIONS: Mapping[str, Callable[[], str]] = {
     "cuts": cuts,
+    "held": held,
     "beside": beside,
     "repairs": repairs,
     "caches": caches,

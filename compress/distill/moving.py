@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 FURTHEST = 0.5  # of itself or of the root mean square: how far a number moves at most
+_CLASSES: dict[tuple[type, str], type] = {}  # of modules with such a parameter
 
 
 class _Stored(torch.autograd.Function):
@@ -57,8 +58,11 @@ def moving_(module: nn.Module, name: str, dtype: torch.dtype, rate: float | None
 
     The unit is the number itself; where a `rate` is given the root mean square, and steps are so many times longer.
     """
-    parameter = module.get_parameter(name).requires_grad_()
+    parameter, kind = module.get_parameter(name).requires_grad_(), type(module)
     parametrize.register_parametrization(module, name, Moving(parameter, dtype, rate))
+    # torch makes a class for every module. Of one class they share what is compiled: with their own, layers after the
+    # eighth would not be compiled at all.
+    module.__class__ = _CLASSES.setdefault((kind, name), type(module))
 
 
 def share_(module: nn.Module, other: nn.Module, name: str) -> None:
