@@ -1,7 +1,7 @@
 """The measured sections of docs/pruning.md and docs/distillation.md, ours beside what others have published.
 
-Ours are from benchmarks/results/{prune,prune_speed,prune_distill,qad,distill_speed}.json; theirs, each with its source and with
-what makes it another measurement than ours, from benchmarks/results/published_pruning.json.
+Ours are from benchmarks/results/{prune,prune_speed,prune_distill,qad,distill_speed}.json; theirs, each with its source
+and with what makes it another measurement than ours, from benchmarks/results/published_pruning.json.
 """
 
 import json
@@ -67,12 +67,16 @@ def held() -> str:
     rows = [
         [
             f"InternLM2-{row['shape'].upper()}, {row['layers']} of {row['of_layers']} layers", row["way"],
-            f"{row['windows']} × {row['length']:,}", f"{row['peak_gpu_gib']:.1f} GiB", f"{row['peak_host_gib']:.1f} GiB",
+            f"{row['windows']} × {row['length']:,}", *(_gib(row[name]) for name in ("peak_gpu_gib", "peak_host_gib")),
             f"{row['elapsed_s']:.0f}",
         ]
         for row in _read("prune_speed")
     ]  # fmt: skip
     return _table(["shape", "cut", "windows × tokens", "most on the GPU", "most on the host", "seconds"], 3, rows)
+
+
+def _gib(size: float | None) -> str:
+    return "–" if size is None else f"{size:.1f} GiB"
 
 
 def beside() -> str:
