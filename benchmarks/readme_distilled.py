@@ -6,11 +6,16 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "prune_distill.json"
 DISTILLED_ON = {"demo base": "all", "SmolLM2-135M": "wikitext2"}  # text of another domain than what was trained on
+STAGES = "base", "pruned", "distilled", "base-w4", "distilled-w4", "distilled-w4-repaired"
 
 
 def _rows() -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text("utf8"))
-    return rows
+    """By model, way and stage; in the file those that were measured last come last."""
+    models = list(DISTILLED_ON)
+    return sorted(
+        json.loads(RESULTS.read_text("utf8")),
+        key=lambda row: (models.index(row["model"]), row["way"], STAGES.index(row["stage"])),
+    )
 
 
 def table() -> str:

@@ -64,15 +64,17 @@ def cuts() -> str:
 
 def held() -> str:
     """What real shapes take to be pruned, a way after the other."""
+    sizes = ("peak_gpu_gib", "peak_host_gib", "peak_anonymous_gib", "host_gib")
     rows = [
         [
             f"InternLM2-{row['shape'].upper()}, {row['layers']} of {row['of_layers']} layers", row["way"],
-            f"{row['windows']} × {row['length']:,}", *(_gib(row[name]) for name in ("peak_gpu_gib", "peak_host_gib")),
-            f"{row['elapsed_s']:.0f}",
+            row["device"].replace("cpu", "2 CPU cores"), f"{row['windows']} × {row['length']:,}",
+            *(_gib(row[name]) for name in sizes), f"{row['elapsed_s']:,.0f}",
         ]
         for row in _read("prune_speed")
     ]  # fmt: skip
-    return _table(["shape", "cut", "windows × tokens", "most on the GPU", "most on the host", "seconds"], 3, rows)
+    heads = ["shape", "cut", "on", "windows × tokens", "GPU", "host", "of it no file's", "limit", "seconds"]
+    return _table(heads, 5, rows)
 
 
 def _gib(size: float | None) -> str:

@@ -11,10 +11,9 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from compress.quantize.columns import change_in_turn_
 from compress.quantize.factor import Factor
 from compress.quantize.grid import Grid
-
-BLOCK = 128  # columns whose errors reach the columns behind them in one product
 
 
 def gptq(W: Float[Tensor, "out in_features"], factor: Factor, grid: Grid) -> UInt8[Tensor, "out in_features"]:
@@ -25,15 +24,12 @@ def gptq(W: Float[Tensor, "out in_features"], factor: Factor, grid: Grid) -> UIn
     Wt, scales, zeros = (t.t().contiguous() for t in (W[:, order], grid.scales, grid.zeros))
     codes = torch.empty_like(Wt)
     round_block_ = _on_gpu_ if W.is_cuda else round_block_plainly_
-    for at in blocks(len(Wt), BLOCK):
-        errors = round_block_(Wt[at], codes[at], U[at, at], scales, zeros, group[at], grid.top)
-        Wt[at.stop :].addmm_(U[at, at.stop :].t(), errors, alpha=-1)
+
+    def round_(at: slice) -> Tensor:
+        return round_block_(Wt[at], codes[at], U[at, at], scales, zeros, group[at], grid.top).neg_()
+
+    change_in_turn_(Wt, U.t(), round_)
     return codes[order.argsort()].t().contiguous().to(torch.uint8)
-
-
-def blocks(size: int, step: int) -> list[slice]:
-    """`size` columns in runs of `step`, the last as long as is left."""
-    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
 
 def round_block_plainly_(

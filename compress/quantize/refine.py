@@ -12,7 +12,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from compress.quantize.clip import diagonal_blocks
-from compress.quantize.gptq import BLOCK, blocks
+from compress.quantize.columns import change_in_turn_
 from compress.quantize.grid import SMALLEST_SCALE, Grid, dequantize
 
 
@@ -37,9 +37,12 @@ def fit_scales(W: Tensor, H: Tensor, q: Tensor, grid: Grid) -> Grid:
     curvature = _curvature(H, c, grid.group_size)
     slope = H @ (dequantize(q, grid) - W).t()  # half the gradient of the error, by column
     fit_group_ = _fit_on_gpu_ if W.is_cuda else fit_group_plainly_
-    for group, at in enumerate(blocks(len(H), grid.group_size)):
-        changes = fit_group_(slope[at], c[at], curvature[group], scales[group])
-        slope[at.stop :].addmm_(H[at.stop :, at], changes)
+
+    def fit_(at: slice) -> Tensor:
+        group = at.start // grid.group_size
+        return fit_group_(slope[at], c[at], curvature[group], scales[group])
+
+    change_in_turn_(slope, H, fit_, grid.group_size)
     return Grid(scales.t().contiguous(), *grid.rest)
 
 
@@ -81,9 +84,11 @@ def descend(W: Tensor, H: Tensor, q: Tensor, grid: Grid) -> UInt8[Tensor, "out i
     scales = grid.scales.t().contiguous()
     codes = q.t()[order].float().contiguous()
     descend_block_ = _on_gpu_ if W.is_cuda else descend_block_plainly_
-    for at in blocks(len(H), BLOCK):
-        changes = descend_block_(slope[at], codes[at], H[at, at], scales, group[at], grid.top)
-        slope[at.stop :].addmm_(H[at.stop :, at], changes)
+
+    def descend_(at: slice) -> Tensor:
+        return descend_block_(slope[at], codes[at], H[at, at], scales, group[at], grid.top)
+
+    change_in_turn_(slope, H, descend_)
     return codes[order.argsort()].t().contiguous().to(torch.uint8)
 
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from compress.quantize.gptq import blocks
+from compress.quantize.columns import blocks
 from compress.quantize.precision import multiplies_bfloat16
 from compress.quantize.workers import Workers
 
