@@ -33,20 +33,16 @@ from compress.prune.text import Text
 from compress.quantize.resources import Resources, place_for
 
 KEYS = ("shape", "way", "layers", "device")
-
-
-def ways(num_layers):
-    """By name, what halves every layer's feed-forward, or their number: so that both models fit onto a small disk."""
-    return {
-        "feed-forward": WidthRecipe(method="width", intermediate_size=0.5),
-        "depth": DepthRecipe(method="depth", remove_layers=max(1, num_layers // 2)),
-    }
+WAYS = {  # of so many layers: their feed-forward is halved, or their number, so that both models fit onto a small disk
+    "feed-forward": lambda layers: WidthRecipe(method="width", intermediate_size=0.5),
+    "depth": lambda layers: DepthRecipe(method="depth", remove_layers=max(1, layers // 2)),
+}
 
 
 def run(args, shape, way):
     """One measurement; what it wrote is taken away behind it."""
     source, out = Checkpoint(args.disk / f"random-{shape}"), args.disk / f"random-{shape}-pruned"
-    recipe = ways(source.config.num_layers)[way]
+    recipe = WAYS[way](source.config.num_layers)
     tokens = torch.randint(0, VOCAB, (args.windows, args.length), generator=torch.Generator().manual_seed(1))
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
@@ -76,7 +72,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=["20b"], choices=SHAPES, help="of random_model.py")
     parser.add_argument("--layers", type=int, help="only so many layers")
-    parser.add_argument("--ways", nargs="+", default=list(ways(4)), choices=list(ways(4)))
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--windows", type=int, default=32)
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--host-gib", type=float, help="under this limit on host memory, kept by the kernel")

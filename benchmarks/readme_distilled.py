@@ -9,7 +9,7 @@ DISTILLED_ON = {"demo base": "all", "SmolLM2-135M": "wikitext2"}  # text of anot
 STAGES = "base", "pruned", "distilled", "base-w4", "distilled-w4", "distilled-w4-repaired"
 
 
-def _rows() -> list[dict[str, Any]]:
+def measured() -> list[dict[str, Any]]:
     """By model, way and stage; in the file those that were measured last come last."""
     models = list(DISTILLED_ON)
     return sorted(
@@ -20,7 +20,7 @@ def _rows() -> list[dict[str, Any]]:
 
 def table() -> str:
     """A row a way to cut and stage, over the held-out text of `DISTILLED_ON`, with what the stage writes by itself."""
-    rows = {(r["model"], r["way"], r["stage"], r["domain"]): r for r in _rows()}
+    rows = {(r["model"], r["way"], r["stage"], r["domain"]): r for r in measured()}
     heads = (
         "model",
         "cut",
@@ -61,7 +61,7 @@ def _written(row: dict[str, Any]) -> list[str]:
 
 def quantized_student() -> str:
     """What quantizing the demo's student costs beside quantizing its base, in KL."""
-    rows = {r["stage"]: r for r in _rows() if (r["model"], r["way"], r["domain"]) == ("demo base", "depth", "all")}
+    rows = {r["stage"]: r for r in measured() if (r["model"], r["way"], r["domain"]) == ("demo base", "depth", "all")}
     w4, student, base = (rows[stage]["kl_nats"] for stage in ("distilled-w4", "distilled", "base-w4"))
     said, ends = f"{w4 - student:.4f} nats of KL, where quantizing its base costs {base:.4f}", rows["distilled-w4"]
     if "extra_kl_nats" not in ends:  # of a run before windows were paired
@@ -78,7 +78,7 @@ def share(row: dict[str, Any], name: str) -> str:
 
 def taught() -> str:
     """The longest training of the real model."""
-    rows = _rows()
+    rows = measured()
     taught = [r for r in rows if (r["model"], r["stage"], r["domain"]) == ("SmolLM2-135M", "distilled", "wikitext2")]
     row = max(taught, key=lambda row: row["tokens"])
     return f"{row['elapsed_s']:.0f} seconds on {row['tokens'] / 1e6:.0f} million tokens"

@@ -51,8 +51,7 @@ def _agreed(files: list[Path]) -> str:
         return f"it agreed in none of {len(cases)} cases"
     count = f"all {len(cases)}" if len(agreed) == len(cases) else f"{len(agreed)} of {len(cases)}"
     asked = f"in {count} cases (models: {len(files)}, GPUs: {_listed(agreed, 'tp')}"
-    ppl = max(abs(case["engine_perplexity"] / case["perplexity"] - 1) for case in agreed)
-    top1 = min(case["top1_agreement"] for case in agreed)
+    ppl, top1 = _worst(agreed)
     return (
         f"{asked}, KV cache: {_listed(agreed, 'kv_bits')} bits) its perplexity is ours to {100 * ppl:.3f} %, its "
         f"likeliest token ours at {100 * top1:.1f} % of positions or more{_further(agreed)}"
@@ -60,12 +59,17 @@ def _agreed(files: list[Path]) -> str:
     )
 
 
+def _worst(cases: list[dict[str, Any]]) -> tuple[float, float]:
+    """How far perplexities are apart at most, as a share, and at how many positions the likeliest token is ours."""
+    ppl = max(abs(case["engine_perplexity"] / case["perplexity"] - 1) for case in cases)
+    return ppl, min(case["top1_agreement"] for case in cases)
+
+
 def _disagreed(cases: list[dict[str, Any]]) -> str:
     """How far apart the others are, at their worst, and what their KV cache costs in the engine and simulated."""
     if not cases:
         return ""
-    ppl = max(abs(case["engine_perplexity"] / case["perplexity"] - 1) for case in cases)
-    top1 = min(case["top1_agreement"] for case in cases)
+    ppl, top1 = _worst(cases)
     costs, simulated = (max(case[key] for case in cases) for key in ("kl_to_16_nats", "simulated_kl_to_16_nats"))
     return (
         f". With a KV cache of {_listed(cases, 'kv_bits')} bits the proof fails: perplexity is ours to "

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
-from readme_distilled import DISTILLED_ON, share
+from readme_distilled import DISTILLED_ON, measured, share
 
 from compress.distill.fused import CHUNK_BYTES, LIVE
 from compress.distill.recipe import DistillRecipe, GenerateRecipe
@@ -88,9 +88,7 @@ def beside() -> str:
 
 
 def _ours() -> list[list[str]]:
-    rows = {
-        (r["model"], r["way"], r["stage"]): r for r in _read("prune_distill") if r["domain"] == DISTILLED_ON[r["model"]]
-    }
+    rows = {(r["model"], r["way"], r["stage"]): r for r in measured() if r["domain"] == DISTILLED_ON[r["model"]]}
     lines = []
     for (model, way, stage), row in rows.items():
         if stage != "distilled":
