@@ -3,7 +3,10 @@
 import shutil
 
 import pytest
+import yaml
 from fake_artifacts import fake_artifact
+from gated import GATE
+from tiny_repository import PARAMS
 
 from registry.store import prepare
 
@@ -41,3 +44,11 @@ def root(template, outside_of_dvc, tmp_path):
 def artifact(root):
     fake_artifact(root / "models" / "awq-w4")
     return root / "models" / "awq-w4"
+
+
+@pytest.fixture
+def here(root, monkeypatch):
+    """A repository with a gate, which is the working folder."""
+    (root / "params.yaml").write_text(yaml.safe_dump(PARAMS | {"gate": GATE}, sort_keys=False))
+    monkeypatch.chdir(root)
+    return root

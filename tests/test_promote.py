@@ -1,12 +1,12 @@
-"""An alias moves on a verdict or on a person's word, and both are kept; what was made of what can be asked."""
+"""An alias moves on a verdict or on a person's word, and both are kept."""
 
 import json
-import shutil
 
 import pytest
 import yaml
-from fake_artifacts import enter, fake_artifact, fake_report
+from fake_artifacts import enter, fake_report
 from fake_measured import measured, proof
+from gated import GATE, register, write_measured
 from tiny_repository import PARAMS
 
 from registry.conformance import path_beside
@@ -16,29 +16,6 @@ from registry.resolve import list_versions
 from registry.store import connect
 
 pytest_plugins = ["fake_stores"]
-GATE = {"most_kl_nats": {"limit": 0.02}, "most_perplexity_rise": {"limit": 0, "against": "champion"}}
-
-
-@pytest.fixture
-def here(root, monkeypatch):
-    """A repository with a gate, which is the working folder."""
-    (root / "params.yaml").write_text(yaml.safe_dump(PARAMS | {"gate": GATE}, sort_keys=False))
-    monkeypatch.chdir(root)
-    return root
-
-
-def register(root, variant, weights=None, kind="quantized", parents=None, **facts):
-    """A version with a report and its documents."""
-    folder = root / "models" / variant
-    if folder.exists():
-        shutil.rmtree(folder)
-    manifest = fake_artifact(folder, weights or variant, kind=kind, parents=parents or {})
-    found = measured(variant, **facts)
-    documents = root / "documents.json"
-    documents.write_text(json.dumps(found.documents))
-    report = fake_report(variant, **found.report["metrics"]) | {"artifact": manifest.digest}
-    enter(root, variant, report=report, attachments=[documents])
-    return manifest
 
 
 def aliases(root):
@@ -249,112 +226,3 @@ def test_the_gate_of_a_pull_request_reads_the_proof_beside_the_report(turbopress
     status, _, err = turbopress("gate", "good")
     assert (status, len(err.splitlines())) == (1, 1)
     assert "good.conformance.json: is not JSON" in err
-
-
-# --- history and lineage
-
-
-@pytest.fixture
-def family(here):
-    base = register(here, "base", kind="base")
-    shallow = register(here, "shallow", kind="pruned", parents={"from": base.digest})
-    student = register(here, "student", kind="distilled", parents={"from": shallow.digest, "teacher": base.digest})
-    register(here, "student-w4", parents={"from": student.digest})
-    return here
-
-
-def test_history_lists_versions_newest_first_and_every_promotion(turbopress, here):
-    register(here, "awq-w4")
-    turbopress("promote", "demo@awq-w4")
-    register(here, "awq-w4", "better", kl=0.5)
-    turbopress("promote", "demo@awq-w4", "--force", "--why", "tested by hand")
-    status, out, _ = turbopress("history", "demo")
-    assert status == 0
-    rows = [line for line in out.splitlines() if "awq-w4" in line and "│" in line]
-    assert [row.split("│")[1].strip() for row in rows] == ["2", "1"]
-    assert "@champion" in rows[0]
-    assert "@champion came to v1 (awq-w4)" in out
-    assert "@champion came from v1 to v2 (awq-w4)" in out
-    assert "forced: tested by hand" in out
-    newest, oldest = json.loads(turbopress("history", "demo", "--json")[1])
-    assert (newest["version"], newest["moves"][0]["why"]) == (2, "tested by hand")
-    assert oldest["created"].startswith("20")
-
-
-def test_lineage_leads_through_every_parent_to_the_base(here, turbopress, family):
-    (family / "dvc.lock").write_text("stages: {}")
-    status, out, _ = turbopress("lineage", "demo@student-w4")
-    assert status == 0
-    lines = [line.strip("│├└─ ") for line in out.splitlines()]
-    parents = [line for line in lines if line.startswith(("student", "from:", "teacher:"))]
-    assert [line.split(" v")[0] for line in parents] == [
-        "student-w4", "from: student", "from: shallow", "from: base", "teacher: base",
-    ]  # fmt: skip
-    assert "data calibration cccccccccccc" in lines
-    assert "source examples/demo/base at none" in lines
-
-
-def test_lineage_for_programs_holds_digests_code_and_pipeline(here, turbopress, family):
-    (family / "dvc.lock").write_text("stages: {}")
-    register(family, "student-w4", "retrained", parents={"from": "f" * 64})
-    said = json.loads(turbopress("lineage", "demo@student-w4", "--json")[1])
-    assert said["data"] == {"calibration": "c" * 64}
-    assert len(said["dvc_lock_md5"]) == 32
-    (parent,) = said["parents"]
-    assert (parent["digest"], parent["version"]) == ("f" * 64, None)
-
-
-def test_mlflow_s_own_page_shows_what_a_version_comes_from(family):
-    shown = {v.variant: v.tags["lineage"] for v in list_versions("demo", root=family)}
-    assert shown == {
-        "base": "base",
-        "shallow": "shallow ← base",
-        "student": "student ← (shallow ← base, base)",
-        "student-w4": "student-w4 ← student ← (shallow ← base, base)",
-    }
-
-
-def test_a_parent_that_is_not_registered_is_named_by_its_digest_until_it_is(here):
-    base = fake_artifact(here / "models" / "base", "base", kind="base")
-    register(here, "awq-w4", parents={"from": base.digest})
-    assert list_versions("demo", root=here)[0].tags["lineage"] == f"awq-w4 ← {base.digest[:12]} (not registered)"
-    enter(here, "base", report=fake_report("base"))
-    enter(here, "awq-w4", report=fake_report("awq-w4"))
-    assert {v.tags["lineage"] for v in list_versions("demo", root=here)} == {"base", "awq-w4 ← base"}
-
-
-# --- two variants beside each other
-
-
-def write_measured(root, **variants):
-    for variant, facts in variants.items():
-        found = measured(variant, **facts)
-        (root / "evaluations" / variant).mkdir(parents=True)
-        (root / "evaluations" / variant / "documents.json").write_text(json.dumps(found.documents))
-        (root / "reports").mkdir(exist_ok=True)
-        report = {"variant": variant, "kind": "quantized", "metrics": found.report["metrics"]}
-        (root / "reports" / f"{variant}.json").write_text(json.dumps(report))
-
-
-def test_two_variants_are_compared_on_the_same_documents(turbopress, here):
-    write_measured(here, one={"rise": 0.01, "kl": 0.01, "noise": 1.0}, two={"rise": 0.02, "kl": 0.0101, "noise": 1.0})
-    status, out, _ = turbopress("compare", "one", "two")
-    assert status == 0
-    certain = {line.split("│")[1].strip(): line.split("│")[5].strip() for line in out.splitlines() if "│" in line}
-    assert (certain["perplexity"], certain["top1_agreement"]) == ("yes", "no")
-    found = json.loads(turbopress("compare", "one", "two", "--json")[1])
-    assert found["perplexity"]["difference"]["value"] == pytest.approx(
-        found["perplexity"]["second"]["value"] - found["perplexity"]["first"]["value"]
-    )
-    assert found["kl_nats"]["first"]["high"] > found["kl_nats"]["second"]["low"]  # by themselves they overlap
-    assert found["kl_nats"]["certain"]  # but every document agrees which is worse
-
-
-def test_variants_of_two_texts_are_not_compared(turbopress, here):
-    write_measured(here, one={}, two={"evaluation": "f" * 64})
-    status, out, err = turbopress("compare", "one", "two")
-    assert (status, out) == (1, "")
-    assert err == (
-        "turbopress: one, two: were not measured on the same text; run `dvc repro` to evaluate both on one\n"
-    )
-    assert turbopress("compare", "one")[0] == 1
