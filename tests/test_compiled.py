@@ -66,7 +66,12 @@ def test_compiled_and_eager_losses_agree_of_16_bits_and_of_a_repair(tmp_path):
     write_internlm2(tmp_path / "teacher", SMALL)
     write_internlm2(tmp_path / "student", SMALL, seed=1)
     write_in_scheme(tmp_path / "teacher", tmp_path / "w4", "awq-128", "llama", ())
-    said = [SAID | {"train": train, "compile": compile_} for train in (None, "scales") for compile_ in (False, True)]
+    losses = [{"kind": "forward_kl"}, {"kind": "hidden", "weight": 4.0}]
+    said = [
+        SAID | {"train": train, "compile": compile_, "loss": losses}
+        for train in (None, "scales")
+        for compile_ in (False, True)
+    ]
     ran = program(PROGRAM, str(tmp_path), json.dumps(said))
     assert ran.returncode == 0, ran.stderr[-3000:]
     found = json.loads(ran.stdout.splitlines()[-1])

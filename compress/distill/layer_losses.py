@@ -49,9 +49,10 @@ def pairs(loss: LayerLoss, student: int, teacher: int) -> list[Pair]:
 class LayerLosses(nn.Module):
     """The layer losses of a mix with what they learn."""
 
-    def __init__(self, losses: Sequence[LayerLoss], student: Depth, teacher: Depth) -> None:
+    def __init__(self, losses: Sequence[LayerLoss], student: Depth, teacher: Depth, compiled: bool = False) -> None:
         """Pairs are numbers or even by now: who came from where is known to those who have the models."""
         super().__init__()
+        self._hidden = torch.compile(hidden) if compiled else hidden
         self.terms = [(loss, pairs(loss, student.layers, teacher.layers)) for loss in losses]
         self.ours = _asked(self.terms, 0)
         self.theirs = _asked(self.terms, 1)
@@ -70,7 +71,7 @@ class LayerLosses(nn.Module):
                 if isinstance(loss, Hidden):
                     stream = ours.residuals[s]
                     stream = next(projections)(stream) if len(self.projections) else stream
-                    value = hidden(stream.float(), theirs.residuals[t].float(), w)
+                    value = self._hidden(stream, theirs.residuals[t], w)
                 else:
                     value = relations(_heads(ours, s, loss), _heads(theirs, t, loss), w)
                 total = total + loss.weight / len(found) * value
@@ -78,7 +79,8 @@ class LayerLosses(nn.Module):
 
 
 def hidden(s: Tensor, t: Tensor, w: Float[Tensor, "windows length"]) -> Float[Tensor, ""]:
-    """Σ w ‖s − t‖² / ‖t‖²: relative, so that no stream's size decides how much it counts."""
+    """Σ w ‖s − t‖² / ‖t‖²: relative, so that no stream's size decides how much it counts; in float32."""
+    s, t = s.float(), t.float()
     return (w * (s - t).square().sum(-1) / t.square().sum(-1).clamp_min(1e-12)).sum()
 
 

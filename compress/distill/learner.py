@@ -32,7 +32,7 @@ class Learner(nn.Module):
         if between_layers:
             guide = _beside(teacher, between_layers[0].kind)
             between_layers = [_numbered(loss, model, guide.model) for loss in between_layers]
-            self.layers = LayerLosses(between_layers, _depth(model), _depth(guide.model))
+            self.layers = LayerLosses(between_layers, _depth(model), _depth(guide.model), bool(recipe.compile))
             guide.residuals, guide.projections = self.layers.theirs
 
     def forward(self, part: Pass, said: Said) -> Float[Tensor, ""]:
