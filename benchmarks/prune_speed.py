@@ -27,10 +27,10 @@ from random_model import SHAPES, VOCAB, write_model
 from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.write import ModelWriter
 from compress.prune.budget import decoder_parameters
-from compress.prune.prune import Work, decide, most_waiting, write
+from compress.prune.prune import Work, decide, place_for_windows, write
 from compress.prune.recipe import DepthRecipe, WidthRecipe
 from compress.prune.text import Text
-from compress.quantize.resources import Resources, place_for
+from compress.quantize.resources import Resources
 
 KEYS = ("shape", "way", "layers", "device")
 WAYS = {  # of so many layers: their feed-forward is halved, or their number, so that both models fit onto a small disk
@@ -49,9 +49,8 @@ def run(args, shape, way):
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     host, began = HostPeak(), time.perf_counter()
-    waiting = most_waiting(recipe, source.config.num_layers, args.windows)
-    hidden_size, resources = int(source.config.fields["hidden_size"]), Resources(device())
-    room = place_for(waiting * resources.host_bytes((1, args.length, hidden_size)), args.disk)
+    resources = Resources(device())
+    room = place_for_windows(recipe, source.config, Text(tokens), resources, args.disk)
     work = Work(source, Text(tokens), replace(resources, disk=room), way)
     decision = decide(work, recipe, args.disk)
     write(work, recipe, decision, ModelWriter(out, decision.config, "llama"))

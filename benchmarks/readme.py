@@ -69,6 +69,17 @@ def _quality_row(recipe: str, found: dict[str, Any], domains: list[str]) -> str:
     return f"| {recipe} | {kl} | {seconds} |\n"
 
 
+def _calibrated() -> str:
+    """What other text to calibrate on is worth to the default recipe, over all domains and in each."""
+    sure = [row for row in read("benchmarks/results/quantizer_quality.json") if row["recipe"] == "awq-light"]
+    few = {row["domain"]: row["kl_nats"] for row in sure}
+    rows = [row for row in readme_distilled.measured() if row["stage"] == "base-w4" and row["model"] != "demo base"]
+    many = {row["domain"]: row["kl_nats"] for row in rows if row["domain"] in few}
+    by_domain = ", ".join(f"{domain} {many[domain]:.3f} instead of {few[domain]:.3f}" for domain in few)
+    means = [sum(kl.values()) / len(kl) for kl in (many, few)]
+    return f"{means[0]:.3f} nats over these five instead of {means[1]:.3f}: {by_domain}"
+
+
 def _speed() -> str:
     rows = read("benchmarks/results/quantizer_speed.json")
     heads = ("shape", "recipe", "layers", "GPUs", "seconds", "floor", "GPU memory", "host")
@@ -246,6 +257,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "table": _table,
     "recipes": _recipes,
     "quality": _quality,
+    "calibrated": _calibrated,
     "speed": _speed,
     "processor": _processor,
     "distilled": readme_distilled.table,

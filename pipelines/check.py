@@ -39,8 +39,12 @@ def changed_sources(root: Path, params: Params, folder: Path) -> list[str]:
 
 
 def in_order(root: Path) -> Params:
-    """The parameters, whose text files are all there."""
+    """The parameters, with all that DVC reads of them, whose text files are all there."""
     params = load(root)
+    if params.unsaid:
+        raise ParamsError(
+            "\n".join(f"{FILE}: {place}: missing; write data: calibration, or another text" for place in params.unsaid)
+        )
     texts = {place: source for name in _corpora(params).values() for place, source in name.items()}
     gone = {p: s for p, s in texts.items() if Path(s).suffix in FILES and not (root / s).is_file()}
     if gone:

@@ -36,7 +36,22 @@ def problems(raw: object) -> Iterator[str]:
     found = families(raw)
     yield from _names(found)
     yield from _edges(found)
-    yield from _circles(found)
+    yield from _circles(_with_texts(found, raw))
+
+
+def _with_texts(found: Families, raw: object) -> Families:
+    """The same and the texts that models write: a variant made on one comes from it, and it from its model."""
+    texts = {f"generate.{key}": _parents(said) for key, said in _strings(raw, "generate").items()}
+    variants = {
+        family: {key: {**parents, **_text(_strings(raw, family)[key], texts)} for key, parents in variants.items()}
+        for family, variants in found.items()
+    }
+    return {**variants, "texts": texts}
+
+
+def _text(said: object, texts: Mapping[str, Parents]) -> dict[str, str]:
+    name = f"generate.{said.get('data')}" if isinstance(said, Mapping) else ""
+    return {"data": name} if name in texts else {}
 
 
 def _names(found: Families) -> Iterator[str]:

@@ -55,6 +55,7 @@ class OwnWords(GenerateRecipe):
 
     from_: str = Field(alias="from")
     prompts: Literal["calibration", "distillation"] = Field(description="the text whose beginnings it goes on from")
+    with_prompts: bool = Field(False, description="the windows of that text come along, among its own")
 
 
 class Registry(Strict):
@@ -90,11 +91,24 @@ class Params(Strict):
                 raise ValueError(f"generate.{key}: is no name for a text, or has one already; rename it")
             if self.variants.get(own.from_, "quantize") == "quantize":
                 raise ValueError(f"generate.{key}.from: no 16-bit model is named {own.from_}")
-        texts = ["distillation", "calibration", *self.generate]  # not evaluation: it is what the student is judged by
-        for key, variant in self.distill.items():
-            if variant.data not in texts:
-                raise ValueError(f"distill.{key}.data: no text is named {variant.data}; there are {', '.join(texts)}")
+        texts = ["distillation", "calibration", *self.generate]  # not evaluation: it is what variants are judged by
+        for place, data in self.texts.items():
+            if data not in texts:
+                raise ValueError(f"{place}: no text is named {data}; there are {', '.join(texts)}")
         return self
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """What each variant is made on, by its place in the file."""
+        made = [(family, getattr(self, family)) for family in ("prune", "distill", "quantize")]
+        return {f"{family}.{key}.data": variant.data for family, variants in made for key, variant in variants.items()}
+
+    @property
+    def unsaid(self) -> list[str]:
+        """Places that have a default here and need their word in the file: DVC reads them there, and has none."""
+        made = [(family, getattr(self, family)) for family in ("prune", "quantize")]
+        places = [(f"{family}.{key}", variant) for family, variants in made for key, variant in variants.items()]
+        return [f"{place}.data" for place, variant in places if "data" not in variant.model_fields_set]
 
     @property
     def variants(self) -> dict[str, Family]:
@@ -176,6 +190,8 @@ def _explain(problem: Mapping[str, Any], raw: object) -> str:
     if problem["type"] == "missing":
         return f"{place}: missing; see params.yaml in the README"
     message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "value_error" and not problem["loc"]:
+        return message  # our own, of several parts of the file: it begins with its place
     return f"{place}: {message[0].lower()}{message[1:]}, found {reprlib.repr(problem['input'])}"
 
 

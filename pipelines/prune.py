@@ -9,11 +9,11 @@ from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.tokenizer import write_tokenizer
 from compress.checkpoint.write import ModelWriter
 from compress.corpus import Windows, load_windows
-from compress.prune.prune import Decision, Recipe, Work, decide, most_waiting, write
+from compress.prune.prune import Decision, Recipe, Work, decide, place_for_windows, write
 from compress.prune.recipe import DepthRecipe
 from compress.prune.text import Text
 from compress.prune.width import SiteError
-from compress.quantize.resources import Resources, place_for
+from compress.quantize.resources import Resources
 from compress.quantize.turbomind import require_servable
 from pipelines import pruned_plots
 from pipelines.params import load
@@ -47,11 +47,9 @@ def _text(windows: Windows) -> Text:
 
 def _resources(recipe: Recipe, checkpoint: Checkpoint, text: Text, folder: Path) -> Resources:
     """On disk wait the windows that memory has no room for."""
-    hidden, length = int(checkpoint.config.fields["hidden_size"]), text.tokens.shape[1]
-    waiting = most_waiting(recipe, checkpoint.config.num_layers, len(text))
     folder.mkdir(parents=True, exist_ok=True)
     resources = Resources(device())
-    return replace(resources, disk=place_for(waiting * resources.host_bytes((1, length, hidden)), folder))
+    return replace(resources, disk=place_for_windows(recipe, checkpoint.config, text, resources, folder))
 
 
 def rows(recipe: Recipe, decision: Decision, errors: list[SiteError]) -> Rows:

@@ -13,10 +13,15 @@ from compress.quantize.turbomind import KERNELS
 from compress.strict import Strict
 
 
-class Pruned(Strict):
-    """A model made smaller."""
+class Measured(Strict):
+    """A model that is made while windows of a text go through its parent."""
 
     from_: str = Field(alias="from")
+    data: str = Field("calibration", description="the text: one of `data` or of `generate`")
+
+
+class Pruned(Measured):
+    """A model made smaller."""
 
 
 class DepthVariant(DepthRecipe, Pruned):
@@ -31,10 +36,9 @@ class MixVariant(MixRecipe, Pruned):
     """A model that meets a target."""
 
 
-class Served(Strict):
+class Served(Measured):
     """A model written so that an engine loads it on `tensor_parallel` GPUs."""
 
-    from_: str = Field(alias="from")
     layout: LayoutName = "llama"
     tensor_parallel: int = Field(1, ge=1)
 

@@ -36,8 +36,8 @@ PROGRESS = re.compile(r"(layer|batch|step) \d+ of \d+, [\d.]+ s, [\d.]+ s left")
 def made(tmp_path_factory):
     """params.yaml, a source, the base made from it, calibration windows, the base's report."""
     root = tmp_path_factory.mktemp("made")
-    shallow = {"from": "base", "method": "depth", "remove_layers": 1}
-    write_params(root, prune={"shallow": shallow}, quantize={"awq-w4": NEAREST})
+    shallow = {"from": "base", "data": "calibration", "method": "depth", "remove_layers": 1}
+    write_params(root, prune={"shallow": shallow}, quantize={"awq-w4": NEAREST | {"data": "calibration"}})
     (root / "text.txt").write_text(" ".join(WORDS))
     write_text(root / "data" / "calibration", ["text"] * 4)
     write_source(root / "source")

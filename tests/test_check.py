@@ -46,6 +46,16 @@ def mixed(repository):
     (repository / "params.yaml").write_text(text.replace("text/calibration.jsonl", parts, 1))
 
 
+def test_a_text_that_dvc_would_not_find_is_asked_for(repository):
+    (repository / "params.yaml").write_text(GOOD.replace(", data: calibration", "", 2))
+    with pytest.raises(ParamsError) as error:
+        check.main(Path("data/sources"))
+    assert str(error.value).splitlines() == [
+        f"params.yaml: {place}.data: missing; write data: calibration, or another text"
+        for place in ("prune.shallow", "quantize.awq-w4")
+    ]
+
+
 def test_every_part_of_a_mix_is_looked_at_by_its_place(repository):
     mixed(repository)
     with pytest.raises(ParamsError) as error:

@@ -2,13 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from tiny import CONFIG, windows, write_internlm2
 from tiny_repository import write_base, write_params, write_source, write_text
 
 from compress.checkpoint.load import load_model
-from compress.corpus import load_windows
+from compress.corpus import Windows, load_windows
 from compress.distill.generate import generate
 from compress.distill.recipe import GenerateRecipe
 from compress.errors import CompressError
@@ -16,6 +17,7 @@ from pipelines import generate as stage
 from pipelines.params import ParamsError, load
 
 SAID = {"windows": 5, "length": 20, "prompt_tokens": 6, "batch": 2}
+TOKENS = np.arange(16, dtype="int32").reshape(4, 4) % 7
 SMALL = CONFIG | {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96, "vocab_size": 97}
 
 
@@ -82,17 +84,43 @@ def in_repository(root, **said):
     write_params(root, generate={"own-words": own})
 
 
+def written(root, monkeypatch, prompts, **said):
+    """The text that the stage writes from `prompts` windows of 16 tokens, and these."""
+    in_repository(root, **said)
+    write_source(root / "source")
+    write_base(root / "source", root / "models" / "base")
+    begun = write_text(root / "text", [f"text {n}" for n in range(prompts)])
+    monkeypatch.chdir(root)
+    stage.main("own-words", root / "models" / "base", root / "text", root / "own-words")
+    return load_windows(root / "own-words"), begun
+
+
 def test_the_stage_writes_a_text_as_any_other(tmp_path, monkeypatch):
-    in_repository(tmp_path)
-    write_source(tmp_path / "source")
-    write_base(tmp_path / "source", tmp_path / "models" / "base")
-    write_text(tmp_path / "text", ["a", "b"])
-    monkeypatch.chdir(tmp_path)
-    stage.main("own-words", tmp_path / "models" / "base", tmp_path / "text", tmp_path / "own-words")
-    written = load_windows(tmp_path / "own-words")
-    assert written.tokens.shape == (3, 24)
-    assert written.domains == ["a", "b", "a"]
-    assert json.loads((tmp_path / "own-words" / "corpus.json").read_text("utf8"))["sha256"] == written.digest
+    own, _ = written(tmp_path, monkeypatch, 2)
+    assert own.tokens.shape == (3, 24)
+    assert own.domains == ["text 0", "text 1", "text 0"]
+    assert json.loads((tmp_path / "own-words" / "corpus.json").read_text("utf8"))["sha256"] == own.digest
+
+
+def test_the_windows_that_lend_their_beginnings_may_come_along_in_any_order(tmp_path, monkeypatch):
+    both, begun = written(tmp_path, monkeypatch, 5, length=16, with_prompts=True)
+    rows, theirs = both.tokens.tolist(), begun.tokens.tolist()
+    assert len(rows) == 3 + 5
+    assert all(row in rows for row in theirs)
+    assert [both.domains[rows.index(row)] for row in theirs] == begun.domains
+    assert rows[-5:] != theirs
+    assert both.mask is None
+
+
+def test_of_a_text_of_which_not_all_counts_the_model_s_own_words_all_do():
+    both = stage._mixed(Windows(TOKENS[:2], ["a", "a"]), Windows(TOKENS[2:], ["b", "b"], mask=TOKENS[2:] > 3), seed=1)
+    for row, domain, mask in zip(both.tokens, both.domains, both.mask, strict=True):
+        assert mask.tolist() == ([True] * 4 if domain == "a" else (row > 3).tolist())
+
+
+def test_windows_of_another_length_cannot_come_along(tmp_path, monkeypatch):
+    with pytest.raises(CompressError, match=r"generate.own-words.length: 24, .* that come along have 16; write that"):
+        written(tmp_path, monkeypatch, 2, with_prompts=True)
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,12 @@ data:
   evaluation: {source: text/evaluation.jsonl, windows: 8, length: 32, seed: 0}
   distillation: {source: someone/data-set, windows: 8, length: 32, seed: 0}
 prune:
-  shallow: {from: base, method: depth, remove_layers: 1}
+  shallow: {from: base, data: calibration, method: depth, remove_layers: 1}
 distill:
   student: {from: shallow, teacher: base, data: distillation, steps: 2, batch: 2, learning_rate: 0.001, warmup_steps: 0}
 quantize:
-  awq-w4: {from: base}
-  student-awq-w4: {from: student, damping: 0.05}
+  awq-w4: {from: base, data: calibration}
+  student-awq-w4: {from: student, data: calibration, damping: 0.05}
 registry: {model: demo}
 """
 
@@ -293,6 +293,31 @@ def test_a_circle_through_a_teacher_is_found(refused):
     two = {"a": distilled(teacher="b"), "b": distilled(teacher="a")}
     found = refused(lambda raw: raw["distill"].update(two))
     assert found == ["params.yaml: distill.a.teacher: goes in a circle: a from b from a"]
+
+
+OWN = {"from": "base", "prompts": "calibration", "windows": 4, "length": 32}
+
+
+@pytest.mark.parametrize("family", ["prune", "quantize"])
+def test_a_variant_is_made_on_any_text_but_the_one_it_is_judged_by(tmp_path, refused, family):
+    raw = yaml.safe_load(GOOD)
+    raw["generate"] = {"own": OWN}
+    for variant in raw[family].values():
+        variant["data"] = "own"
+    assert [*read(tmp_path, yaml.safe_dump(raw)).texts.values()].count("own") == len(raw[family])
+    key = next(iter(raw[family]))
+    (line,) = refused(lambda raw: raw[family][key].update(data="evaluation"))
+    expected = f"{family}.{key}.data: no text is named evaluation; there are distillation, calibration"
+    assert line == f"params.yaml: {expected}"
+
+
+def test_a_circle_through_a_text_is_found(refused):
+    def change(raw):
+        raw["generate"] = {"own": OWN | {"from": "shallow"}}
+        raw["prune"]["shallow"]["data"] = "own"
+
+    circle = "prune.shallow.data: goes in a circle: shallow from generate.own from shallow"
+    assert refused(change) == [f"params.yaml: {circle}"]
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ PARAMS = {
     "data": {name: {"source": "text.txt", **TEXT} for name in ("calibration", "evaluation", "distillation")},
     "prune": {},
     "distill": {},
-    "quantize": {"awq-w4": {"from": "base"}, "not-made-yet": {"from": "base"}},
+    "quantize": {key: {"from": "base", "data": "calibration"} for key in ("awq-w4", "not-made-yet")},
     "registry": {"model": "demo"},
 }
 METRICS = {"parameters": 1_500_000, "bits_per_weight": 16.0, "bits_per_linear_weight": 16.0, "size_ratio": 1.0}

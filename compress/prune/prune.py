@@ -23,7 +23,7 @@ from compress.prune.sizes import FIELDS, Sizes, broken, resolved, with_sizes
 from compress.prune.text import Text
 from compress.prune.width import Plan, SiteError, narrow_model
 from compress.quantize.counting import Counted
-from compress.quantize.resources import Resources
+from compress.quantize.resources import Resources, place_for
 
 Recipe = DepthRecipe | WidthRecipe | MixRecipe
 
@@ -62,11 +62,21 @@ class Work:
         return LeaveOut(self.source, text, self.resources, self.progress)
 
 
-def most_waiting(recipe: Recipe, num_layers: int, num_windows: int) -> int:
-    """Windows of hidden states that wait at once; where KL is measured, those few for each layer and twice more."""
-    measured = 0 if isinstance(recipe, DepthRecipe) and recipe.score != "kl" else recipe.windows
+def place_for_windows(
+    recipe: Recipe, source: ModelConfig, text: Text, resources: Resources, folder: Path
+) -> Path | None:
+    """A folder on disk for hidden states to wait in, or None where memory has room for as many as wait at once."""
+    length, hidden = text.tokens.shape[1], int(source.fields["hidden_size"])
+    most = most_waiting(recipe, source.num_layers, len(text))
+    return place_for(max(sets * resources.host_bytes((count, length, hidden)) for sets, count in most), folder)
+
+
+def most_waiting(recipe: Recipe, num_layers: int, num_windows: int) -> list[tuple[int, int]]:
+    """Sets of windows that wait at once, and how many are in each: all for some layers; and where KL is measured, at
+    another time, those few for each layer and twice more."""
     run = recipe.run if isinstance(recipe, DepthRecipe) else 1
-    return max((num_layers + 2) * min(measured, num_windows), max(run, 2) * num_windows)
+    measured = 0 if isinstance(recipe, DepthRecipe) and recipe.score != "kl" else min(recipe.windows, num_windows)
+    return [(max(run, 2), num_windows), *([(num_layers + 2, measured)] if measured else [])]
 
 
 def decide(work: Work, recipe: Recipe, workspace: Path) -> Decision:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from pipelines.stage import repository_root
+from registry.manifest import read
 from registry.signing import sign as write_signature
 from registry.signing import signature_of, verify_signature
 
@@ -32,7 +33,7 @@ def rederive_layers(folder: Path, count: int, parent: Path | None, calibration: 
     from pipelines.rederive import rederive  # noqa: PLC0415 - torch is slow to import
 
     places = [parent] if parent else sorted((repository_root() / "models").iterdir())
-    windows = calibration or repository_root() / "data" / "calibration"
+    windows = calibration or repository_root() / "data" / str(read(folder).recipe.get("data", "calibration"))
     again = rederive(folder, count, places, windows)
     layers = ", ".join(map(str, again.layers))
     same = "are byte for byte the same"
