@@ -10,8 +10,8 @@ distilled, base-w4, distilled-w4, and with `--repair` distilled-w4-repaired. `re
 shares of the perplexity and of the KL that pruning cost which a stage has won back, `extra_…` what quantizing the
 student costs more than quantizing the base (won_back.py); the domain `written` is of continuations of held-out
 beginnings (continuations.py), where `perplexity` is the base's of what was written greedily. A row holds the recipe of
-its stage and the text that this read. Rows replace those of the same model, way, stage and domain in
-benchmarks/results/prune_distill.json.
+its stage and the text that this read; all have the same columns, empty where there is nothing to say. Rows replace
+those of the same model, way, stage and domain in benchmarks/results/prune_distill.json.
 
 The nearest published figure is of another protocol: Minitron kept 95.6 % of Qwen3-8B's MMLU after 14 % of its
 parameters were cut and 1.6 M tokens distilled on two H200s in 1 h 45.
@@ -66,6 +66,16 @@ REPAIR = {
 }  # fmt: skip
 ALL = "all"
 NOT_SHOWN = ("text", "recipe")  # in the file only
+SHARES = [f"{name}{end}" for name in ("recovered", "recovered_kl") for end in ("", "_low", "_high")]
+EXTRA = [f"extra_{name}{end}" for name in ("nll_nats", "kl_nats") for end in ("", "_low", "_high")]
+WRITTEN = [
+    "repetition", "written_tokens", "sampled_repetition", "sampled_nll_nats",
+    *(f"sampled_nll_rise_nats{end}" for end in ("", "_low", "_high")),
+]  # fmt: skip
+COLUMNS = (
+    "model", "way", "stage", "parameters", "domain", "perplexity", "kl_nats", *SHARES, *EXTRA, *WRITTEN,
+    "tokens", "elapsed_s", "alone", "device", *NOT_SHOWN,
+)  # fmt: skip
 # Ways to cut a quarter of the demo base's decoder: the first is that of params.yaml.
 STARTS = {
     "depth": DepthRecipe(method="depth", remove_layers=2),
@@ -143,7 +153,7 @@ def end_marks(model):
     return [ends] if isinstance(ends, int) else list(ends or [])
 
 
-def measured(name, way, model, texts, recipes):
+def measured(name, way, model, texts, recipes, alone):
     """A row a domain, stage after stage, so that what is through is kept if the machine goes."""
     base, scores, drawn, ends = load_model(model, device=device()), {}, {}, end_marks(model)
     with tempfile.TemporaryDirectory() as work:
@@ -155,13 +165,14 @@ def measured(name, way, model, texts, recipes):
             seen = {
                 "tokens": tokens,
                 "elapsed_s": round(elapsed_s, 1),
+                "alone": alone,
                 "device": device_name(),
                 **said(stage, texts, recipes),
             }
             rows = [about | row(stage, domain, scores) | seen for domain in scores[stage]]
             rows.append(about | {"domain": "written", "kl_nats": None, "recovered": None})
             rows[-1] |= greedy(variant, base, texts.held_out, ends) | beside_base(drawn[stage], drawn["base"]) | seen
-            yield rows
+            yield [dict.fromkeys(COLUMNS) | each for each in rows]
 
 
 def row(stage, domain, scores):
@@ -194,9 +205,10 @@ def demo(args):
     names = {"calibration": "calibration of the demo", "training": "distillation of the demo"}
     texts = Texts(*(torch.from_numpy(w.tokens).long() for w in (calibration, training)), held_out, names)
     distill, (quantize, student) = params.distill["student"], (params.quantize[k] for k in ("awq-w4", "student-awq-w4"))
-    for way, start in STARTS.items():
+    for way in args.ways:
+        start = STARTS[way]
         recipes = Recipes(start, fitted(distill, device()), quantize, args.repair, student)
-        yield from measured("demo base", way, ROOT / "models" / "base", texts, recipes)
+        yield from measured("demo base", way, ROOT / "models" / "base", texts, recipes, not args.shared)
 
 
 def smollm2(args):
@@ -215,7 +227,7 @@ def smollm2(args):
         "training": args.text,
     }
     texts = Texts(calibration, training, held_out, names)
-    return measured("SmolLM2-135M", args.prune.method, args.model, texts, recipes)
+    return measured("SmolLM2-135M", args.prune.method, args.model, texts, recipes, not args.shared)
 
 
 def recipe_of(kind):
@@ -249,6 +261,8 @@ def main():
     parser.add_argument("--prune", type=recipe_of(pruning), default=pruning(QUARTER), help="JSON")
     parser.add_argument("--distill", type=recipe_of(distilling(LONGER)), default=distilling(LONGER)({}), help="JSON")
     parser.add_argument("--repair", type=recipe_of(distilling(REPAIR)), help="JSON, {} for the usual")
+    parser.add_argument("--ways", nargs="+", choices=STARTS, default=list(STARTS), help="demo: only these cuts")
+    parser.add_argument("--shared", action="store_true", help="others use the machine meanwhile")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "prune_distill.json")
     args = parser.parse_args()
     for rows in {"demo": demo, "smollm2": smollm2}[args.what](args):

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from prune_distill import teacher_of
 from quality_scores import DRAWS
-from quality_windows import read_windows
+from quality_windows import digest, read_windows
 from quantizer import save, table
 from quantizer_quality import device, device_name, made, scored
 
@@ -126,11 +126,13 @@ def main():
             print(f"awq-light: {seconds:.1f} s", flush=True)
         base = load_model(args.model, device=device())
         before = scored(start, base, held_out, list(held_out))
+        digests = {name: digest(windows[name].numpy())[:16] for name in held_out}
         for number, (said, (recipe, _)) in enumerate(recipes.items()):
             out = Path(work, str(number))
             facts = repaired(args.model, start, recipe, texts[said], out)
             facts |= {"tokens": recipe.steps * recipe.batch * texts[said].shape[1], "device": device_name()}
             rows = list(rows_of(said, facts, before, scored(out, base, held_out, list(held_out))))
+            rows = [row | {"windows": digests.get(row["domain"])} for row in rows]
             table(rows)
             save(args.out, rows, ("recipe", "domain"))
 

@@ -82,8 +82,9 @@ def _calibrated() -> str:
 
 def _speed() -> str:
     rows = read("benchmarks/results/quantizer_speed.json")
-    heads = ("shape", "recipe", "layers", "GPUs", "seconds", "floor", "GPU memory", "host")
-    head = f"| {' | '.join(heads)} |\n| --- | --- |{' ---: |' * 6}\n"
+    heads = ("shape", "recipe", "layers", "GPUs", "seconds", "floor", "times it", "GPU memory", "host")
+    head = f"| {' | '.join(heads)} |\n| --- | --- |{' ---: |' * 7}\n"
+    rows.sort(key=lambda row: (float(row["shape"].removesuffix("b")), row["recipe"] != "awq-light", row["gpus"]))
     return "\n" + head + "".join(_speed_row(row) for row in rows)
 
 
@@ -95,12 +96,13 @@ def _processor() -> str:
 
 
 def _speed_row(row: dict[str, Any]) -> str:
-    seconds = f"{row['elapsed_s']:.0f}{'' if row.get('alone', True) else ' beside other work'}"
+    beside = {True: "", False: " beside other work", None: " (an earlier run)"}  # before it was written down
+    seconds = f"{row['elapsed_s']:.0f}{beside[row['alone']]}"
     limit = f" of {row['host_gib']:.0f}" if row.get("host_gib") else ""
     host = f"{row['peak_host_gib']:.0f}{limit} GiB"
     return (
         f"| {row['shape']} | {row['recipe']} | {row['layers']} of {row['of_layers']} | {row['gpus']} "
-        f"| {seconds} | {row['floor_s']:.0f} | {row['peak_gpu_gib']:.1f} GiB | {host} |\n"
+        f"| {seconds} | {row['floor_s']:.0f} | {row['times_floor']:.1f} | {row['peak_gpu_gib']:.1f} GiB | {host} |\n"
     )
 
 
@@ -132,7 +134,7 @@ def _repaired() -> str:
     }
     shared = [row for row in domains if row["domain"] in now]
     differ = any(abs(now[row["domain"]] / row["kl_before_nats"] - 1) > MOVED for row in shared)
-    whose = "`awq-light`'s KL" + ", on other windows than the table's above," * differ
+    whose = "`awq-light`'s KL" + ", as an earlier run than the table's made it," * differ
     return (
         f"{share(best, 'closed')} of {whose} over all held-out text in {best['elapsed_s']:.0f} s "
         f"({best['kl_before_nats']:.3f} to {best['kl_after_nats']:.3f} nats): {by_domain}"

@@ -46,17 +46,14 @@ def table() -> str:
 
 
 def _won(row: dict[str, Any], name: str) -> str:
-    return "" if row.get(name) is None else share(row, name)
+    return "" if row[name] is None else share(row, name)
 
 
 def _written(row: dict[str, Any]) -> list[str]:
     """The shares of 4-grams said twice, greedily and drawn, and how much less likely what was drawn is to the base."""
-    greedy = f"{100 * row['repetition']:.0f} %"
-    if "sampled_repetition" not in row:  # of a run before this was measured
-        return [greedy, "", ""]
     rise, low, high = (row[f"sampled_nll_rise_nats{end}"] for end in ("", "_low", "_high"))
     apart = "" if row["stage"] == "base" else f"{rise:.2f} ({low:.2f} to {high:.2f})"
-    return [greedy, f"{100 * row['sampled_repetition']:.1f} %", apart]
+    return [f"{100 * row['repetition']:.0f} %", f"{100 * row['sampled_repetition']:.1f} %", apart]
 
 
 def quantized_student() -> str:
@@ -64,8 +61,6 @@ def quantized_student() -> str:
     rows = {r["stage"]: r for r in measured() if (r["model"], r["way"], r["domain"]) == ("demo base", "depth", "all")}
     w4, student, base = (rows[stage]["kl_nats"] for stage in ("distilled-w4", "distilled", "base-w4"))
     said, ends = f"{w4 - student:.4f} nats of KL, where quantizing its base costs {base:.4f}", rows["distilled-w4"]
-    if "extra_kl_nats" not in ends:  # of a run before windows were paired
-        return said
     low, high = (ends[f"extra_kl_nats_{end}"] for end in ("low", "high"))
     return f"{said}: a difference of {ends['extra_kl_nats']:.4f} ({low:.4f} to {high:.4f})"
 
@@ -81,4 +76,10 @@ def taught() -> str:
     rows = measured()
     taught = [r for r in rows if (r["model"], r["stage"], r["domain"]) == ("SmolLM2-135M", "distilled", "wikitext2")]
     row = max(taught, key=lambda row: row["tokens"])
-    return f"{row['elapsed_s']:.0f} seconds on {row['tokens'] / 1e6:.0f} million tokens"
+    (own,) = json.loads((RESULTS.parent / "own_words.json").read_text("utf8"))
+    return (
+        f"{row['elapsed_s']:.0f} seconds on {row['tokens'] / 1e6:.0f} million tokens of speeches, plays and, for the "
+        f"most part, {own['windows']:,} windows in its base's own words, written beforehand in {own['elapsed_s']:.0f} s"
+        + " beside other work"
+        * (not own["alone"])
+    )

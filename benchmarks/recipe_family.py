@@ -49,5 +49,5 @@ class Recipes:
 def said(stage, texts, recipes):
     """The recipe of a stage and the text that it read, so that the row can be made again."""
     recipe, text = recipes.of(stage)
-    described = None if recipe is None else recipe.model_dump(mode="json", exclude={"from_", "teacher"})
+    described = None if recipe is None else recipe.model_dump_json(exclude={"from_", "teacher"})
     return {"text": text and texts.about(text), "recipe": described}

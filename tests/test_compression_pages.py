@@ -23,7 +23,7 @@ from compress.distill.losses import Loss
 from compress.prune.budget import CONTEXT
 from compress.prune.mix import LEAST_SHARE
 from compress.prune.recipe import Compensation, DepthRecipe, MixRecipe, WidthRecipe
-from pipelines.params import DistillVariant, OwnWords
+from pipelines.params import DistillVariant, OwnWords, load
 from pipelines.variants import PruneVariant
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
@@ -99,8 +99,18 @@ def test_every_variant_that_the_pages_show_is_taken():
     assert {variant.method for variant in read} == {"depth", "width", "mix"}
     blocks = [yaml.safe_load(block) for block in shown(DISTILLATION, "yaml")]
     students = [DistillVariant.model_validate(raw) for block in blocks for raw in block["distill"].values()]
-    assert [student.train is None for student in students] == [True, False]
+    assert [student.train is None for student in students] == [True, True, False]
     assert [OwnWords.model_validate(raw).windows for raw in blocks[0]["generate"].values()] == [512]
+
+
+def test_the_whole_way_that_the_page_shows_is_in_order_beside_the_repository_s_own_variants(tmp_path):
+    way = yaml.safe_load(shown(DISTILLATION, "yaml")[1])
+    ours = yaml.safe_load((ROOT / "params.yaml").read_text("utf8"))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(ours | {family: ours[family] | way[family] for family in way}))
+    params = load(tmp_path)
+    parents = [params.parents(key)["from"] for key in ("narrow", "taught", "taught-w4", "repaired")]
+    assert parents == ["base", "narrow", "taught", "taught-w4"]
+    assert params.unsaid == []
 
 
 def test_every_key_of_a_pruning_recipe_is_on_the_page_with_its_default():

@@ -49,6 +49,16 @@ def test_it_prints_why_and_what_to_try_and_writes_the_same(turbopress, repositor
     assert sorted(path.name for path in folder.iterdir()) == ["awq-w4.json", "awq-w4.md", "awq-w4.png"]
 
 
+def test_it_goes_to_the_run_of_the_version_that_was_explained(turbopress, repository, template):
+    shutil.copy(template, repository)
+    version = enter(repository).version
+    status, _, err = turbopress("explain", "awq-w4", "--windows", 2, "--layers", "worst:1")
+    assert status == 0
+    assert f"in MLflow: demo v{version.number}, explain/" in err
+    found = connect(repository).client.list_artifacts(version.run_id, "explain")
+    assert [entry.path for entry in found] == [f"explain/awq-w4.{kind}" for kind in ("json", "md", "png")]
+
+
 def test_json_is_the_file_and_the_same_every_time(turbopress, repository):
     first, second = (turbopress("explain", "awq-w4", "--json")[1] for _ in range(2))
     assert first == second

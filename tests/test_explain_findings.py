@@ -1,12 +1,17 @@
 """The findings name what was done to a variant, and what to try against it."""
 
+import re
 from dataclasses import replace
 
 import pytest
+import yaml
+from pydantic import TypeAdapter
 
 from compress.explain.finding import About
 from compress.explain.findings import findings
 from compress.explain.measured import Explanation, Input, Layer, Linear, Overflow
+from compress.quantize.schemes import KeepByError, KeepBySize
+from pipelines.variants import QuantizeVariant
 
 LINEARS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
 RECIPE = {"scale": {"points": 20}, "clip": {"points": 20}, "feedback": None, "rounding": {"method": "gptq"}}
@@ -40,6 +45,12 @@ def told(measured, about=ABOUT):
     return "\n".join(f"{finding.seen} -> {finding.remedy}" for finding in findings(measured, about))
 
 
+def written(text, by):
+    """The first `keep` of a kind that is advised, as params.yaml takes it."""
+    said = re.search(rf"`quantize\.awq-w4\.keep: (\{{by: {by}.*?\}})`", text)[1]
+    return TypeAdapter(QuantizeVariant).validate_python({"from": "base", "keep": yaml.safe_load(said)})
+
+
 def test_an_even_loss_is_blamed_on_the_rounding_and_on_no_layer():
     text = told(even())
     assert (
@@ -52,7 +63,8 @@ def test_an_even_loss_is_blamed_on_the_rounding_and_on_no_layer():
 def test_a_layer_above_the_rest_is_named_with_gain_and_cost():
     text = told(changed(even(), "layers", 4, kl_nats=0.03))
     assert "Some layers stand out. Alone: layer 4 38 % of the loss (an even share is 10 %)." in text
-    assert "keep layer 4 in 16 bits (`modules_to_not_convert`): about 0.0300 nats less for 1.0 MB more (+10 %)" in text
+    assert "layer 4 in 16 bits would lose about 0.0300 nats less for 1.0 MB more (+10 %)" in text
+    assert written(text, "size").keep == KeepBySize(by="size", most_megabytes=1.0)
     assert "No layer stands out" not in text
 
 
@@ -66,7 +78,8 @@ def test_a_small_loss_sends_the_user_elsewhere():
 def test_a_linear_unlike_its_likes_is_named():
     text = told(changed(even(), "linears", 6, error=0.06))
     assert "layers.1.mlp.up_proj loses 6 % of its output's power, 10 times its likes in other layers. -> keep" in text
-    assert "gate_proj and up_proj go together" in text
+    assert "layers.1.mlp.up_proj in 16 bits, with mlp.gate_proj, mlp.down_proj: `quantize.awq-w4.keep: {by:" in text
+    assert written(text, "error").keep == KeepByError(by="error", most=0.042)  # q and o lose 0.012, it alone 0.06
 
 
 def test_rounding_that_gained_nothing_is_said():
@@ -158,8 +171,8 @@ def test_a_variant_without_numbers_still_gets_its_findings():
 def test_embeddings_and_massive_activations_are_told_when_they_matter():
     assert "Embeddings, last norm and head alone make 50 % of the loss." in told(replace(even(), outer_kl_nats=0.04))
     massive = changed(even(), "layers", 2, massive=900.0)
-    assert "in 16 bits (`modules_to_not_convert`): its layer" not in told(massive)
+    assert "its layer is among the worst" not in told(massive)
     text = told(changed(massive, "layers", 2, kl_nats=0.03))
     assert "Behind layer 2, channel 3 of the residual stream reaches 900 times the median, at position 0" in text
-    assert "keep layers.2.mlp.down_proj in 16 bits" in text
+    assert "keep layers.2.mlp.down_proj in 16 bits: `quantize.awq-w4.keep: {by: error, most: 0.021}`; its lay" in text
     assert "Embeddings" not in told(even())

@@ -56,8 +56,8 @@ def test_a_row_a_stage_and_domain_and_what_is_won_back_with_its_interval(tmp_pat
         assert all(0 <= row[name] <= 1 for row in rows if row["domain"] == "written")
     assert by_name["base", "written"]["sampled_nll_rise_nats"] == 0  # its own text beside itself
     assert by_name["pruned", "written"]["sampled_nll_rise_nats"] != 0
-    assert by_name["pruned", "a"]["recipe"]["remove_layers"] == 1
-    assert by_name["distilled", "a"]["recipe"]["steps"] == 2
+    assert json.loads(by_name["pruned", "a"]["recipe"])["remove_layers"] == 1
+    assert json.loads(by_name["distilled", "a"]["recipe"])["steps"] == 2
     assert by_name["distilled", "a"]["text"].startswith("sotu+shakespeare+own: 10 windows of 64, sha256 ")
     assert by_name["base", "a"]["recipe"] is by_name["base", "a"]["text"] is None
 
@@ -94,12 +94,38 @@ def test_a_student_whose_quantization_costs_what_the_base_s_did_costs_nothing_mo
 # --- what the stored figures must hold
 
 
+def stored():
+    return json.loads((ROOT / "benchmarks" / "results" / "prune_distill.json").read_text())
+
+
+def the(*wanted):
+    """The row of a model, way, stage and domain."""
+    (row,) = (row for row in stored() if (row["model"], row["way"], row["stage"], row["domain"]) == wanted)
+    return row
+
+
 def demo_kl(stage):
     """Of the demo base, two layers of which were left out: by the benchmark, on all held-out windows."""
-    rows = json.loads((ROOT / "benchmarks" / "results" / "prune_distill.json").read_text())
-    wanted = ("demo base", "depth", stage, "all")
-    (row,) = (row for row in rows if (row["model"], row["way"], row["stage"], row["domain"]) == wanted)
-    return row["kl_nats"]
+    return the("demo base", "depth", stage, "all")["kl_nats"]
+
+
+def test_rows_are_flat_and_have_all_the_same_columns():
+    from prune_distill import COLUMNS
+
+    for row in stored():
+        assert tuple(row) == COLUMNS
+        assert not any(isinstance(value, dict | list) for value in row.values())
+
+
+def test_ten_minutes_win_back_seven_tenths_of_the_perplexity_that_a_quarter_of_smollm2_was_worth():
+    base, pruned, student = (
+        the("SmolLM2-135M", "width", stage, "wikitext2") for stage in ("base", "pruned", "distilled")
+    )
+    gaps = [row["perplexity"] - base["perplexity"] for row in (student, pruned)]
+    assert 1 - gaps[0] / gaps[1] == pytest.approx(student["recovered"], abs=1e-4)
+    assert student["recovered"] >= 0.70
+    assert student["elapsed_s"] <= 600
+    assert student["parameters"] <= 0.75 * base["parameters"]
 
 
 def reported_kl(variant):
@@ -122,8 +148,11 @@ def test_the_longest_training_is_the_one_that_the_readme_quotes(monkeypatch, tmp
     about = {"model": "SmolLM2-135M", "stage": "distilled", "domain": "wikitext2"}
     rows = [about | {"way": way, "tokens": n * 10**6, "elapsed_s": n * 10} for way, n in (("a", 3), ("b", 7), ("c", 5))]
     (tmp_path / "rows").write_text(json.dumps(rows))
+    (tmp_path / "own_words.json").write_text(json.dumps([{"windows": 2000, "elapsed_s": 9.6, "alone": True}]))
     monkeypatch.setattr(readme_distilled, "RESULTS", tmp_path / "rows")
-    assert readme_distilled.taught() == "70 seconds on 7 million tokens"
+    said = readme_distilled.taught()
+    assert said.startswith("70 seconds on 7 million tokens of ")
+    assert said.endswith(" 2,000 windows in its base's own words, written beforehand in 10 s")
 
 
 def test_pruning_a_shape_is_measured_from_disk_to_disk_and_leaves_nothing_there(tmp_path, monkeypatch):

@@ -30,3 +30,10 @@ def test_a_row_a_recipe_and_domain_with_its_interval(tmp_path):
     assert {row["tokens"] for row in rows} == {2 * 2 * 16}
     a, b, both = (row["kl_after_nats"] for row in rows[:3])
     assert np.isclose(both, (3 * a + 4 * b) / 7)
+    assert [row["windows"] is None for row in rows] == [False, False, True] * 2
+
+
+def test_repair_closes_at_least_half_of_what_the_default_recipe_lost_of_smollm2():
+    rows = json.loads((ROOT / "benchmarks" / "results" / "qad.json").read_text())
+    best = max((row for row in rows if row["domain"] == "all"), key=lambda row: row["closed"])
+    assert 1 - best["kl_after_nats"] / best["kl_before_nats"] >= 0.50

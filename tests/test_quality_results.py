@@ -1,4 +1,4 @@
-"""The table of recipes that the README shows holds what the project promises of its quantizer."""
+"""The tables that the README shows hold what the project promises of its quantizer."""
 
 import importlib
 import json
@@ -6,10 +6,12 @@ import json
 import pytest
 from house import ROOT
 
-ROWS = {
-    (row["recipe"], row["domain"]): row
-    for row in json.loads((ROOT / "benchmarks" / "results" / "quantizer_quality.json").read_text("utf8"))
-}
+
+def rows(name):
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text("utf8"))
+
+
+ROWS = {(row["recipe"], row["domain"]): row for row in rows("quantizer_quality")}
 DOMAINS = sorted({domain for _, domain in ROWS})
 CALIBRATED_ON = "sotu"
 
@@ -42,3 +44,20 @@ def test_learned_rounding_takes_less_than_half_of_autoround_s_time():
     if False in (ours.get("alone"), theirs.get("alone")):
         pytest.skip("others used the GPU while one of them was timed")
     assert ours["elapsed_s"] < 0.5 * theirs["elapsed_s"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "recipe", "most_s", "most_gib"),
+    [("7b", "awq-light", 75, 10), ("1.8b", "awq-light", 25, None), ("7b", "awq-best", 8 * 60, None)],
+)
+def test_one_gpu_needs_no_more_than_promised(shape, recipe, most_s, most_gib):
+    wanted = (shape, recipe, 1)
+    (row,) = (row for row in rows("quantizer_speed") if (row["shape"], row["recipe"], row["gpus"]) == wanted)
+    assert (row["layers"], row["windows"], row["length"]) == (row["of_layers"], 128, 2048)
+    assert row["elapsed_s"] <= most_s
+    assert most_gib is None or row["peak_gpu_gib"] <= most_gib
+
+
+def test_a_processor_needs_at_most_three_times_its_two_forward_passes():
+    for row in rows("quantizer_cpu"):
+        assert row["times_two_forwards"] <= 3

@@ -162,7 +162,7 @@ def test_a_damaged_shard_is_refused_with_its_place(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("resources", [{"prefetch": False}, {"disk": True}], ids=["no prefetch", "windows on disk"])
-@pytest.mark.parametrize("recipe", [LEARNED, INT8], ids=["4 bits", "int8"])
+@pytest.mark.parametrize("recipe", [AwqRecipe(), LEARNED, INT8], ids=["4 bits", "learned", "int8"])
 def test_where_things_wait_does_not_change_a_byte(tmp_path, resources, recipe):
     write_internlm2(tmp_path / "m")
     if "disk" in resources:

@@ -5,6 +5,8 @@ from statistics import median
 
 from compress.explain.finding import NEAR_LOSSLESS, About, Finding
 from compress.explain.measured import Explanation, Linear
+from compress.quantize.keep import CHOICES
+from compress.quantize.sites import LINEARS
 
 NO_BETTER = 0.97  # of plain rounding's error
 ABOVE = 1.1  # of plain rounding's error
@@ -61,12 +63,22 @@ def single_linears(measured: Explanation, about: About) -> Iterator[Finding]:
     unlike = {x: x.error / max(_typical(measured, x), TINY) for x in measured.linears}
     for linear in sorted(unlike, key=lambda x: -unlike[x])[:3]:
         if unlike[linear] > UNLIKE:
-            pair = " (gate_proj and up_proj go together)" if linear.name in ("mlp.gate_proj", "mlp.up_proj") else ""
             yield Finding(
                 f"{linear.place} loses {100 * linear.error:.2g} % of its output's power, {unlike[linear]:.0f} times "
                 "its likes in other layers.",
-                f"keep {linear.place} in 16 bits (`modules_to_not_convert`){pair}",
+                keep(linear.place, measured, about),
             )
+
+
+def keep(place: str, measured: Explanation, about: About) -> str:
+    """How a linear stays in 16 bits, with those that engines take only together with it."""
+    kept = next(linear for linear in measured.linears if linear.place == place)
+    choice = min((choice for choice in CHOICES if kept.name in choice), key=len)
+    partners = ", ".join(name for name in LINEARS if name in choice and name != kept.name)
+    left = sum(x.error for x in measured.linears if x.layer == kept.layer and x.name not in choice)
+    most = left + kept.error / 2  # so that the layer's other linears alone stay below it
+    together = f", with {partners}" if partners else ""
+    return f"keep {place} in 16 bits{together}: {about.key('keep', f'by: error, most: {most:.2g}')}"
 
 
 def outliers(measured: Explanation, about: About) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ from statistics import median
 
 from compress.explain.finding import LOSSES, NEAR_LOSSLESS, STANDS_OUT, About, Finding
 from compress.explain.measured import Explanation, Layer, Overflow
+from compress.explain.rules_linears import keep
 
 BUILDS_UP, MADE_GOOD = 1.25, 0.9  # the whole loss over the sum of the layers'
 WORSE_TEXT = 1.5  # times the other domains' median
@@ -69,9 +70,11 @@ def _kept(about: About, kept: Sequence[Layer]) -> str:
     gain, cost = sum(layer.kl_nats or 0 for layer in kept), ""
     if about.layer_extra_bytes is not None:
         extra = len(kept) * about.layer_extra_bytes
+        room = about.key("keep", f"by: size, most_megabytes: {extra / 1e6:.1f}")
         cost = f" for {extra / 1e6:,.1f} MB more (+{100 * extra / about.size_bytes:.0f} %)"
+        cost += f"; {room} gives as much to the linears that lose most for their size"
     plural = "s" if len(kept) > 1 else ""
-    return f"keep layer{plural} {numbers} in 16 bits (`modules_to_not_convert`): about {gain:.4f} nats less{cost}"
+    return f"layer{plural} {numbers} in 16 bits would lose about {gain:.4f} nats less{cost}"
 
 
 def building_up(measured: Explanation, about: About) -> Iterator[Finding]:
@@ -122,7 +125,7 @@ def massive(measured: Explanation, about: About) -> Iterator[Finding]:
             f"Behind layer {first.layer}, channel {first.channel} of the residual stream reaches {first.massive:,.0f} "
             f"times the median, at position {first.position} of a window. Large models have such activations, and "
             f"attention rests on them: an error in {writer}, which writes them, reaches all later layers.",
-            f"keep {writer} in 16 bits (`modules_to_not_convert`): its layer is among the worst" if is_bad else None,
+            f"{keep(writer, measured, about)}; its layer is among the worst" if is_bad else None,
         )
 
 

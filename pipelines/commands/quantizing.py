@@ -12,7 +12,9 @@ def quantize(
     model: Annotated[str, typer.Argument(help="a model folder; or org/name on Hugging Face, with --revision")],
     calibration: Annotated[str, typer.Option(help="text: .jsonl (also of chat messages), .txt, .parquet")],
     to: Annotated[Path, typer.Option("--to", help="the new folder")],
-    recipe: Annotated[str, typer.Option(help=f"{' or '.join(NAMED)}, which takes longer and loses less")] = "awq-light",
+    recipe: Annotated[
+        str, typer.Option(help=f"{' or '.join(NAMED)}, which loses less on text like TEXT in more time")
+    ] = "awq-light",
     weights: Annotated[str, typer.Option("--format", help="awq, or compressed-tensors")] = "awq",
     group_size: Annotated[int, typer.Option(help="weights that share a scale: 128; compressed-tensors also 32")] = 128,
     windows: Annotated[int, typer.Option(min=1, help="of calibration text")] = 128,
