@@ -1,0 +1,100 @@
+"""The stage `distill`: from two models and a text to an artifact and a trace, whatever happens on the way."""
+
+import json
+import weakref
+from shutil import rmtree
+
+import pytest
+import torch
+import yaml
+from tiny_repository import write_base, write_params, write_source, write_text
+
+from compress.checkpoint.load import load_model
+from compress.distill import cache
+from pipelines import distill
+from registry.errors import RegistryError
+from registry.manifest import verify
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A base, another model of its family, a text, and students of the one taught by the other."""
+    said = {"from": "base", "teacher": "other", "data": "distillation", "steps": 3, "batch": 2, "warmup_steps": 1}
+    said |= {"learning_rate": 0.001, "save_every": 1}
+    students = {"plain": said, "cached": said | {"cache": "hidden"}}
+    other = {"from": "base", "method": "depth", "remove_layers": 1}
+    write_params(tmp_path, prune={"other": other}, distill=students)
+    for name, seed in (("base", 0), ("other", 1)):
+        write_source(tmp_path / name, seed=seed)
+        write_base(tmp_path / name, tmp_path / "models" / name)
+    write_text(tmp_path / "text", ["text"] * 6)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TURBOPRESS_DEVICE", "cpu")
+    return tmp_path
+
+
+def folders(root, key):
+    """What the stage is given for a student."""
+    return [root / place for place in ("models/base", "models/other", "text", f"models/{key}", f"t/{key}")]
+
+
+def test_the_student_comes_to_the_device_when_its_teacher_has_left(repository, monkeypatch):
+    load, fill, happened, teacher = distill.load_model, distill.fill, [], []
+
+    def loaded(folder, *arguments, **more):
+        happened.append((f"{folder.name} loaded", [weight() is not None for weight in teacher]))
+        model = load(folder, *arguments, **more)
+        if folder.name == "other":
+            teacher.append(weakref.ref(model.model.layers[0].mlp.up_proj.weight))
+        return model
+
+    def filled(*arguments):
+        fill(*arguments)
+        happened.append(("cache filled", [True]))
+
+    monkeypatch.setattr(distill, "load_model", loaded)
+    monkeypatch.setattr(distill, "fill", filled)
+    distill.main("cached", *folders(repository, "cached"))
+    assert happened == [("other loaded", []), ("cache filled", [True]), ("base loaded", [False])]
+
+
+def test_another_learning_rate_reads_what_the_teacher_has_said_before(repository, monkeypatch):
+    given = folders(repository, "cached")
+    distill.main("cached", *given)
+    (kept,) = (repository / "models").glob(".cached.*")
+    rmtree(given[3])
+    rmtree(given[4])
+    params = repository / "params.yaml"
+    changed = yaml.safe_load(params.read_text("utf8"))
+    changed["distill"]["cached"]["learning_rate"] = 0.002
+    params.write_text(yaml.safe_dump(changed), "utf8")
+    asked = []
+    monkeypatch.setattr(cache, "run", lambda *said, **_: asked.append(said))
+    distill.main("cached", *given)
+    assert not asked
+    assert list((repository / "models").glob(".cached.*")) == [kept]
+
+
+def test_a_place_that_is_taken_is_refused_before_anything_is_trained(repository, monkeypatch):
+    monkeypatch.setattr(distill, "distill_", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(RegistryError, match="other: exists already"):
+        distill.main("plain", *folders(repository, "plain")[:3], repository / "models" / "other", repository / "t")
+
+
+def test_the_stage_trains_alike_beside_the_teacher_and_from_its_cache(repository, capsys):
+    found = {}
+    for key in ("plain", "cached"):
+        given = folders(repository, key)
+        distill.main(key, *given)
+        found[key] = [row["loss_nats"] for row in json.loads((given[4] / "trace.json").read_text("utf8"))]
+        assert verify(given[3]).data.keys() == {"distillation"}
+    assert found["cached"] == pytest.approx(found["plain"], rel=1e-5)
+    (kept,) = (repository / "models").glob(".cached.*")  # nothing but what the teacher said, for another training
+    assert sorted(path.name for path in (repository / "models").iterdir()) == [
+        kept.name, "base", "cached", "other", "plain"
+    ]  # fmt: skip
+    said = capsys.readouterr().err
+    assert "tokens/s" in said
+    assert "losses are not shown in MLflow" in said  # there is no store here, and nobody minds
+    weight = load_model(repository / "models" / "cached").model.norm.weight
+    assert not torch.equal(weight, load_model(repository / "models" / "base").model.norm.weight)
