@@ -11,6 +11,7 @@ from tiny_repository import write_base, write_params, write_source, write_text
 
 from compress.checkpoint.load import load_model
 from compress.distill import cache
+from compress.errors import CompressError
 from pipelines import distill
 from registry.errors import RegistryError
 from registry.manifest import verify
@@ -79,6 +80,20 @@ def test_a_place_that_is_taken_is_refused_before_anything_is_trained(repository,
     monkeypatch.setattr(distill, "distill_", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(RegistryError, match="other: exists already"):
         distill.main("plain", *folders(repository, "plain")[:3], repository / "models" / "other", repository / "t")
+
+
+def test_a_teacher_that_reads_texts_otherwise_is_refused_by_the_stage_before_anything_is_loaded(
+    repository, monkeypatch
+):
+    monkeypatch.setattr(distill, "load_model", lambda *_, **__: pytest.fail("loaded"))
+    write_source(repository / "foreign")
+    content = json.loads((repository / "foreign" / "tokenizer.json").read_text("utf8"))
+    content["added_tokens"][1]["rstrip"] = True
+    (repository / "foreign" / "tokenizer.json").write_text(json.dumps(content), "utf8")
+    write_base(repository / "foreign", repository / "models" / "foreign")
+    student, _, *others = folders(repository, "plain")
+    with pytest.raises(CompressError, match=r"rstrip of token 1 \('<s>'\) is True, and False in .*models/base/tok"):
+        distill.main("plain", student, repository / "models" / "foreign", *others)
 
 
 def test_the_stage_trains_alike_beside_the_teacher_and_from_its_cache(repository, capsys):

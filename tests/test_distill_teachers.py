@@ -1,16 +1,12 @@
 """A teacher beside the student and what it once said give the same loss; what no cache can give is refused."""
 
-import json
-
 import pytest
 from full_disk import full_disk
 from test_distill_loop import losses, models, recipe, texts, uneven  # noqa: F401 - a fixture
 from tiny import CONFIG
-from tiny_repository import write_source
 
 from compress.distill.cache import cached, fill
 from compress.distill.train import distill_
-from compress.distill.vocabulary import require_same_tokenizer
 from compress.errors import CompressError
 
 TOP = {"kind": "top_k_kl", "k": 9}
@@ -86,37 +82,3 @@ def test_a_full_disk_loses_nothing_that_is_cached(tmp_path, models):  # noqa: F8
 def test_a_recipe_that_cannot_be_is_refused(said, expected):
     with pytest.raises(ValueError, match=expected):
         recipe(**said)
-
-
-# --- tokenizers
-
-
-def tokenizer(folder, change=lambda content: None):
-    write_source(folder)
-    content = json.loads((folder / "tokenizer.json").read_text("utf8"))
-    change(content)
-    (folder / "tokenizer.json").write_text(json.dumps(content), "utf8")
-    return folder
-
-
-def exchange(content):
-    vocabulary = content["model"]["vocab"]
-    vocabulary["word7"], vocabulary["word8"] = vocabulary["word8"], vocabulary["word7"]
-
-
-def test_the_same_tokens_in_another_file_are_the_same_tokenizer(tmp_path):
-    require_same_tokenizer(tokenizer(tmp_path / "a"), tokenizer(tmp_path / "b", lambda content: content.pop("version")))
-
-
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        (exchange, "token 7 is 'word8', and 'word7' in .*a/tokenizer.json; distil from a teacher of the student's own"),
-        (lambda content: content["model"]["vocab"].pop("word9"), "token 9 is None, and 'word9' in"),
-        (lambda content: content.update(pre_tokenizer=None), "its pre_tokenizer is not that of .*become other tokens"),
-        (lambda content: content.update(model=None), "no tokenizer"),
-    ],
-)
-def test_other_tokens_are_refused_with_the_first(tmp_path, change, expected):
-    with pytest.raises(CompressError, match=expected):
-        require_same_tokenizer(tokenizer(tmp_path / "a"), tokenizer(tmp_path / "b", change))
