@@ -40,7 +40,8 @@ from registry.manifest import Kind, require_free
 
 def main(key: str, source: Path, teacher: Path, text: Path, out: Path, trace: Path) -> None:
     """Writes distill.KEY to OUT and the loss of every step to the folder TRACE."""
-    require_free(out)  # now, and not when the training is done
+    for folder in (out, trace):
+        require_free(folder)  # now, and not when the training is done
     processes = PartialState()
     place = device(processes.local_process_index)
     recipe = fitted(load(repository_root()).distill[key], place)

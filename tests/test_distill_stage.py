@@ -76,10 +76,14 @@ def test_another_learning_rate_reads_what_the_teacher_has_said_before(repository
     assert list((repository / "models").glob(".cached.*")) == [kept]
 
 
-def test_a_place_that_is_taken_is_refused_before_anything_is_trained(repository, monkeypatch):
+@pytest.mark.parametrize("taken", [3, 4], ids=["model", "trace"])
+def test_a_place_that_is_taken_is_refused_before_anything_is_trained(repository, monkeypatch, taken):
     monkeypatch.setattr(distill, "distill_", lambda *_, **__: pytest.fail("trained"))
-    with pytest.raises(RegistryError, match="other: exists already"):
-        distill.main("plain", *folders(repository, "plain")[:3], repository / "models" / "other", repository / "t")
+    given = folders(repository, "plain")
+    given[taken].mkdir(parents=True)
+    (given[taken] / "file").touch()
+    with pytest.raises(RegistryError, match=f"{given[taken]}: exists already"):
+        distill.main("plain", *given)
 
 
 def test_a_teacher_that_reads_texts_otherwise_is_refused_by_the_stage_before_anything_is_loaded(
