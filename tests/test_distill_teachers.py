@@ -3,7 +3,6 @@
 import pytest
 from full_disk import full_disk
 from test_distill_loop import losses, models, recipe, texts, uneven  # noqa: F401 - a fixture
-from tiny import CONFIG
 
 from compress.distill.cache import cached, fill
 from compress.distill.train import distill_
@@ -37,10 +36,10 @@ def test_kept_likeliest_entries_give_the_top_k_loss_of_the_teacher_beside(tmp_pa
 
 
 def test_a_cache_is_a_fraction_of_the_logits(tmp_path, models):  # noqa: F811
-    said = recipe(precision="bf16", cache="hidden")
-    fill(tmp_path / "cache", models()[1], texts(), said)
-    size = sum(path.stat().st_size for path in (tmp_path / "cache").iterdir())
-    assert size < texts().numel() * CONFIG["vocab_size"] * 2 / 2
+    teacher = models()[1]
+    fill(tmp_path / "cache", teacher, texts(), recipe(precision="bf16", cache="hidden"))
+    size_bytes = sum(path.stat().st_size for path in (tmp_path / "cache").iterdir())
+    assert size_bytes < texts().numel() * teacher.config.vocab_size * 2 / 2
 
 
 def test_a_full_disk_loses_nothing_that_is_cached(tmp_path, models):  # noqa: F811
