@@ -1,12 +1,18 @@
 """The stage `distill`: from two models and a text to an artifact and a trace, whatever happens on the way."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 from shutil import rmtree
 
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
 from tiny_repository import write_base, write_params, write_source, write_text
 
 from compress.checkpoint.load import load_model
@@ -14,7 +20,7 @@ from compress.distill import cache
 from compress.errors import CompressError
 from pipelines import distill
 from registry.errors import RegistryError
-from registry.manifest import verify
+from registry.manifest import read, verify
 
 
 @pytest.fixture
@@ -117,3 +123,36 @@ def test_the_stage_trains_alike_beside_the_teacher_and_from_its_cache(repository
     assert "losses are not shown in MLflow" in said  # there is no store here, and nobody minds
     weight = load_model(repository / "models" / "cached").model.norm.weight
     assert not torch.equal(weight, load_model(repository / "models" / "base").model.norm.weight)
+
+
+KILLS_ITSELF = """
+import os, signal, sys
+from pathlib import Path
+from compress.distill import state
+from pipelines import distill
+write = state.write
+def write_and_die(*saved):
+    write(*saved)
+    os.kill(os.getpid(), signal.SIGKILL)
+state.write = write_and_die
+distill.main("plain", *map(Path, sys.argv[1:]))
+"""
+
+
+def test_killed_behind_a_step_it_goes_on_to_the_same_trace_and_bytes(repository):
+    given = folders(repository, "plain")
+    distill.main("plain", *given)
+    expected, trace = read(given[3]), (given[4] / "trace.json").read_bytes()
+    for folder in given[3:]:
+        rmtree(folder)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    killed = subprocess.run([sys.executable, "-c", KILLS_ITSELF, *given], env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not given[3].exists()
+    (kept,) = (repository / "models").glob(".plain.training-*/training.safetensors")
+    with safe_open(kept, "pt") as state:
+        assert [step["step"] for step in json.loads(state.metadata()["about"])["steps"]] == [0]
+    distill.main("plain", *given)
+    assert read(given[3]) == expected
+    assert (given[4] / "trace.json").read_bytes() == trace
+    assert not kept.parent.exists()
