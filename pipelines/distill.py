@@ -21,7 +21,7 @@ from compress.checkpoint.tokenizer import write_tokenizer
 from compress.checkpoint.write import write_model
 from compress.corpus import load_windows
 from compress.distill.cache import cached, fill
-from compress.distill.quantized import load_quantized, write_quantized
+from compress.distill.quantized import load_quantized, stored_format, write_quantized
 from compress.distill.recipe import DistillRecipe
 from compress.distill.room import room_for_teacher, room_to_train
 from compress.distill.teachers import Beside, Teacher
@@ -40,21 +40,25 @@ from registry.manifest import Kind, require_free
 
 def main(key: str, source: Path, teacher: Path, text: Path, out: Path, trace: Path) -> None:
     """Writes distill.KEY to OUT and the loss of every step to the folder TRACE."""
-    require_free(out)  # now, and not when the training is done
+    for folder in (out, trace):
+        require_free(folder)  # now, and not when the training is done
     processes = PartialState()
     place = device(processes.local_process_index)
     recipe = fitted(load(repository_root()).distill[key], place)
     parents, windows = {"from": parent(source), "teacher": parent(teacher)}, load_windows(text)
     require_same_tokenizer(source, teacher)
+    train = recipe.train
+    if train is not None:
+        stored_format(Checkpoint(source))  # now, and not when the teacher has run
     described = recipe.model_dump(by_alias=True, mode="json")
     digests = {role: manifest.digest for role, manifest in parents.items()}
     inputs: list[JsonValue] = [dict(digests), windows.digest, dict(versions())]
     kept = _kept(out, "training", [described, *inputs])
     said = _kept(out, "teacher", [described["cache"], recipe.precision, digests["teacher"], *inputs[1:]])
     tokens = torch.from_numpy(windows.tokens).long()
-    train = recipe.train
-    student = load_model(source, device=place) if train is None else load_quantized(source, train, place)
     guide = _teacher(teacher, tokens, recipe, place, said)
+    with room_to_train(recipe):
+        student = load_model(source, device=place) if train is None else load_quantized(source, train, place)
     counted = None if windows.predicts is None else torch.from_numpy(windows.predicts)
     first = processes.is_main_process
     with live(repository_root(), key, described, tokens=recipe.batch * tokens.shape[1], quiet=not first) as watch:

@@ -8,7 +8,9 @@ import torch
 from compress.checkpoint.load import load_model
 from compress.corpus import Windows, load_windows, save_windows
 from compress.distill.generate import generate
+from compress.distill.recipe import GenerateRecipe
 from compress.errors import CompressError
+from compress.room import room
 from pipelines.params import load
 from pipelines.precision import fitted
 from pipelines.progress import show
@@ -27,11 +29,22 @@ def main(key: str, model: Path, prompts: Path, out: Path) -> None:
             f"{begun.tokens.shape[1]}; write that, or leave with_prompts out"
         )
     dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
-    tokens = generate(load_model(model, dtype, device()), torch.from_numpy(begun.tokens).long(), recipe, show)
+    with room(f"generate.{key}", _remedy(recipe)):
+        tokens = generate(load_model(model, dtype, device()), torch.from_numpy(begun.tokens).long(), recipe, show)
     domains = [begun.domains[n % len(begun.domains)] for n in range(recipe.windows)]
     own = Windows(tokens.numpy().astype(begun.tokens.dtype), domains)
     with fresh_folder(out) as folder:
         save_windows(_mixed(own, begun, recipe.seed) if recipe.with_prompts else own, folder)
+
+
+def _remedy(recipe: GenerateRecipe) -> str:
+    """What helps where the model, or the windows that it is writing, have no room on the device."""
+    helps, at_once = ["set TURBOPRESS_DEVICE=cpu"], min(recipe.batch, recipe.windows)
+    if recipe.precision == "float32":
+        helps.insert(0, "write precision: bf16 (weights, keys and values take half)")
+    if at_once > 1:
+        helps.insert(0, f"write batch: {at_once // 2} (fewer windows at once)")
+    return ", or ".join(helps)
 
 
 def _mixed(own: Windows, begun: Windows, seed: int) -> Windows:

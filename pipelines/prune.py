@@ -15,6 +15,7 @@ from compress.prune.text import Text
 from compress.prune.width import SiteError
 from compress.quantize.resources import Resources
 from compress.quantize.turbomind import require_servable
+from compress.room import room
 from pipelines import pruned_plots
 from pipelines.params import load
 from pipelines.progress import show
@@ -27,17 +28,24 @@ def main(key: str, source: Path, calibration: Path, out: Path, trace: Path) -> N
     origin, windows, checkpoint = parent(source), load_windows(calibration), Checkpoint(source)
     text = _text(windows)
     work = Work(checkpoint, text, _resources(recipe, checkpoint, text, out.parent), f"prune.{key}", show)
-    decision = decide(work, recipe, out.parent)
-    require_servable(decision.config, "llama", None, f"prune.{key}", recipe.tensor_parallel)
-    said = recipe.model_dump(by_alias=True, mode="json")
-    made = {"removed": list(decision.removed), "sizes": dict(decision.sizes)}
-    with new_artifact(
-        out, kind="pruned", recipe=said | made, parents={"from": origin}, data={"calibration": windows.digest},
-        seed=None, origin=origin.origin,
-    ) as folder:  # fmt: skip
-        errors = write(work, recipe, decision, ModelWriter(folder, decision.config, "llama"))
-        write_tokenizer(source, folder)
+    with room(work.place, _remedy(recipe.data, work.resources)):
+        decision = decide(work, recipe, out.parent)
+        require_servable(decision.config, "llama", None, work.place, recipe.tensor_parallel)
+        said = recipe.model_dump(by_alias=True, mode="json")
+        made = {"removed": list(decision.removed), "sizes": dict(decision.sizes)}
+        with new_artifact(
+            out, kind="pruned", recipe=said | made, parents={"from": origin}, data={"calibration": windows.digest},
+            seed=None, origin=origin.origin,
+        ) as folder:  # fmt: skip
+            errors = write(work, recipe, decision, ModelWriter(folder, decision.config, "llama"))
+            write_tokenizer(source, folder)
     write_trace(trace, rows(recipe, decision, errors), pruned_plots.pruning)
+
+
+def _remedy(data: str, resources: Resources) -> str:
+    """What helps where a layer and the windows that are in it have no room on the device."""
+    at_once = f"{resources.batch} windows lie on the device at a time"
+    return f"set TURBOPRESS_DEVICE=cpu, or write a shorter length of the text {data} ({at_once})"
 
 
 def _text(windows: Windows) -> Text:

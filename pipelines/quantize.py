@@ -5,8 +5,8 @@
 
 import glob
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from compress.checkpoint.config import ModelConfig
 from compress.checkpoint.tokenizer import write_tokenizer
 from compress.checkpoint.write import ModelWriter
 from compress.corpus import Windows, load_windows
-from compress.errors import CompressError, first_line
 from compress.quantize import pytorch_engine, turbomind
 from compress.quantize.fp8 import TORCH_DTYPE, quantize_to_fp8
 from compress.quantize.int8 import quantize_to_int8
@@ -28,6 +27,7 @@ from compress.quantize.resources import Resources, place_for, place_for_windows
 from compress.quantize.schemes import Fp8Recipe, Int8Recipe
 from compress.quantize.walk import quantize_model
 from compress.quantize.workers import Workers
+from compress.room import room
 from pipelines import plots
 from pipelines.params import load
 from pipelines.progress import show
@@ -127,19 +127,14 @@ def batch_of(recipe: QuantizeVariant) -> int:
     return 1 if isinstance(recipe, Fp8Recipe) else recipe.batch
 
 
-@contextmanager
-def room_for(recipe: QuantizeVariant, place: str) -> Iterator[None]:
+def room_for(recipe: QuantizeVariant, place: str) -> AbstractContextManager[None]:
     """Where a device's memory runs out in here, what helps is said; what was finished waits for the next run."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        asked = ". ".join(first_line(error).split(". ")[:2]).rstrip(".")
-        helps = ["run again once others have left the device, and it goes on where it was"]
-        if batch_of(recipe) > 1:
-            helps.insert(0, f"write batch: {batch_of(recipe) // 2} (fewer windows at a time)")
-        if isinstance(recipe, AwqRecipe) and isinstance(recipe.rounding, Learned) and recipe.rounding.batch > 1:
-            helps.insert(0, f"write rounding.batch: {recipe.rounding.batch // 2} (fewer windows a step)")
-        raise CompressError(f"{place}: the device's memory is full ({asked}); {', or '.join(helps)}") from error
+    helps = ["run again once others have left the device, and it goes on where it was"]
+    if batch_of(recipe) > 1:
+        helps.insert(0, f"write batch: {batch_of(recipe) // 2} (fewer windows at a time)")
+    if isinstance(recipe, AwqRecipe) and isinstance(recipe.rounding, Learned) and recipe.rounding.batch > 1:
+        helps.insert(0, f"write rounding.batch: {recipe.rounding.batch // 2} (fewer windows a step)")
+    return room(place, ", or ".join(helps))
 
 
 def require_servable(config: ModelConfig, recipe: QuantizeVariant, place: str) -> None:

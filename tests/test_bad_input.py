@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from tiny_repository import METRICS, REPORTS, WORDS, write_base, write_params, write_source, write_text
 
+from pipelines.stage import one_line_errors
 from registry.manifest import read
 
 pytest_plugins = ["fake_stores"]  # `template`, a database with MLflow's tables
@@ -24,12 +26,15 @@ STAGES = {
     "fetch": ["out/base"],
     "corpus": ["calibration", "models/base", "out/calibration"],
     "prune": ["shallow", "models/base", "data/calibration", "out/shallow", "out/trace"],
+    "generate": ["own-words", "models/base", "data/calibration", "out/own-words"],
+    "distill": ["student", "models/base", "models/base", "data/calibration", "out/student", "out/trace"],
     "quantize": ["awq-w4", "models/base", "data/calibration", "out/awq-w4", "out/trace"],
     "evaluate": ["base", "models/base", "models/base", "data/calibration", "out/base.json", "details/base"],
     "compare": ["reports", "evaluations"],
     "register": ["base", "models/base", "reports/base.json", "reports/base.json"],
 }
-PROGRESS = re.compile(r"(layer|batch|step) \d+ of \d+, [\d.]+ s, [\d.]+ s left")
+PROGRESS = re.compile(r"(layer|batch|step) \d+ of \d+, [\d.]+ s, [\d.]+ s left(, [\d,]+ tokens/s)?")
+NO_STORE = re.compile("turbopress: losses are not shown in MLflow: .*")  # which stops no training
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,13 @@ def made(tmp_path_factory):
     """params.yaml, a source, the base made from it, calibration windows, the base's report."""
     root = tmp_path_factory.mktemp("made")
     shallow = {"from": "base", "data": "calibration", "method": "depth", "remove_layers": 1}
-    write_params(root, prune={"shallow": shallow}, quantize={"awq-w4": NEAREST | {"data": "calibration"}})
+    words = {"from": "base", "prompts": "calibration", "windows": 2, "length": 16, "prompt_tokens": 12}
+    student = {"from": "shallow", "teacher": "base", "data": "calibration"}
+    student |= {"steps": 1, "batch": 1, "learning_rate": 0.001, "warmup_steps": 0}
+    write_params(
+        root, prune={"shallow": shallow}, generate={"own-words": words}, distill={"student": student},
+        quantize={"awq-w4": NEAREST | {"data": "calibration"}},
+    )  # fmt: skip
     (root / "text.txt").write_text(" ".join(WORDS))
     write_text(root / "data" / "calibration", ["text"] * 4)
     write_source(root / "source")
@@ -66,7 +77,7 @@ def run(stage, cwd, *, before=(), **environment):
 
 def assert_refused(done, *expected):
     """Exit status 1, on stderr one line for each problem, and besides progress nothing else."""
-    lines = [line for line in done.stderr.splitlines() if not PROGRESS.fullmatch(line)]
+    lines = [line for line in done.stderr.splitlines() if not (PROGRESS.fullmatch(line) or NO_STORE.fullmatch(line))]
     assert done.returncode == 1, done.stderr
     assert done.stdout == ""
     assert len(lines) == len(expected), done.stderr
@@ -178,6 +189,23 @@ def test_a_damaged_shard_of_an_artifact_is_refused(repository, stage, damage, ex
     refused(repository, stage, f"models/base: {Path(SHARD).name} {expected}.*; make the artifact again")
 
 
+@pytest.mark.parametrize("stage", ["prune", "generate", "distill", "quantize", "evaluate"])
+def test_a_parent_that_is_not_there_is_refused(repository, monkeypatch, capsys, stage):
+    """In this process: five that each import torch would take a minute."""
+    shutil.rmtree(repository / "models" / "base")
+    before, (key, *paths) = files(repository), STAGES[stage]
+    monkeypatch.chdir(repository)
+    monkeypatch.setenv("TURBOPRESS_DEVICE", "cpu")
+    with pytest.raises(SystemExit) as end, one_line_errors():
+        import_module(f"pipelines.{stage}").main(key, *map(Path, paths))
+    said = capsys.readouterr().err
+    assert end.value.code == 1
+    assert re.fullmatch(
+        r"turbopress: models/base/manifest\.json: there is no manifest, .*; make the artifact .*\n", said
+    )
+    assert files(repository) == before
+
+
 def test_dimensions_that_turbomind_cannot_divide_are_refused(repository):
     shutil.rmtree(repository / "source")
     shutil.rmtree(repository / "models")
@@ -262,6 +290,9 @@ def run_on_a_small_disk(stage, repository, size, prepare=":", script=ON_A_SMALL_
         ("quantize", "400k", ":", r"\.awq-w4.*/model-00004-of-00004\.safetensors"),
         ("quantize", "1060k", ":", "awq-w4"),  # the tokenizer
         ("corpus", "64k", FILL, r"\.calibration.*"),
+        ("prune", "64k", FILL, r"\.shallow.*/model-0000\d-of-00003\.safetensors"),
+        ("generate", "64k", FILL, r"\.?own-words.*"),
+        ("distill", "64k", FILL, r"\.student.*/model-0000\d-of-00004\.safetensors"),
         ("evaluate", "64k", FILL, r"base\.json"),
         ("check", "64k", FILL, "sources"),
     ],

@@ -1,12 +1,17 @@
-"""The sliced divergence is the dense one, and training on it brings the student closer to its teacher."""
+"""Training brings a student closer to its teacher, the same way each time, and never holds all logits at once."""
+
+import math
+import re
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from test_distill_losses import Memory
 from tiny import CONFIG, windows, write_internlm2
-from torch import nn
 
 from compress.checkpoint.load import load_model
+from compress.distill import fused
+from compress.distill.batches import Corpus
 from compress.distill.recipe import DistillRecipe
 from compress.distill.train import distill_
 from compress.errors import CompressError
@@ -19,22 +24,6 @@ RECIPE = DistillRecipe(steps=8, batch=4, learning_rate=0.004, warmup_steps=2)
 
 def texts(count, seed=0):
     return windows(count, 16, TEACHER["vocab_size"], seed)
-
-
-def heads(tokens=24, vocab=257, student=20, teacher=36, spread=2.0):
-    """Hidden states and heads of a student and a teacher of other sizes, logits of about `spread`."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(tokens, student), (vocab, student), (tokens, teacher), (vocab, teacher)]
-    hs, Ws, ht, Wt = (torch.randn(shape, generator=generator) for shape in shapes)
-    return hs.requires_grad_(), (Ws * spread / student**0.5).requires_grad_(), ht, Wt * spread / teacher**0.5
-
-
-def dense(hs, Ws, ht, Wt):
-    ours, theirs = (hs @ Ws.t()).log_softmax(-1), (ht @ Wt.t()).log_softmax(-1)
-    return nn.functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
-
-
-# --- training
 
 
 @pytest.fixture
@@ -122,14 +111,18 @@ def test_one_process_trains_where_the_student_lies(elsewhere, models):
     assert {parameter.device.type for model in (student, teacher) for parameter in model.parameters()} == {"cpu"}
 
 
-def test_a_loss_that_is_no_number_stops_with_its_step(models):
+def test_a_loss_that_is_no_number_stops_with_its_step_and_its_windows_by_number_and_digest(models):
     student, teacher = models()
     student.model.norm.weight.data[3] = float("nan")
-    with pytest.raises(
-        CompressError,
-        match=r"^step 0: the loss is nan on the batch [0-9a-f]{12} \(windows .*\); lower learning_rate or raise",
-    ):
+    seen = []
+    student.model.embed_tokens.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    with pytest.raises(CompressError) as error:
         distill_(student, teacher, texts(16), RECIPE)
+    said = r"^step 0: the loss is nan on the batch (\w{12}) \(windows (\d+(?:, \d+){3})\); lower learning_rate or raise"
+    digest, named = re.match(said, str(error.value)).groups()
+    numbers = [int(number) for number in named.split(", ")]
+    assert digest == Corpus(texts(16)).digest(numbers)[:12]
+    assert torch.equal(texts(16)[numbers], seen[0])
 
 
 def test_training_that_runs_away_stops_with_its_step(models):
@@ -156,3 +149,24 @@ def test_all_windows_are_seen_once_before_any_is_seen_twice(models, count, batch
     rounds = [seen[start : start + count] for start in range(0, len(seen) - count + 1, count)]
     assert len(rounds) >= 2
     assert all(sorted(one) == list(range(count)) for one in rounds)
+
+
+LOSSES = {"one": {"kind": "forward_kl"}, "mix": [{"kind": "reverse_kl"}, {"kind": "cross_entropy"}]}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_no_tensor_of_a_training_has_logits_of_more_than_a_chunk_of_tokens(tmp_path, monkeypatch, precision, loss):
+    """Nor has one in a look at what is held out. Whatever else is large is a head, its gradient or its moments."""
+    vocab, chunk = 4_001, 8
+    write_internlm2(tmp_path / "model", STUDENT | {"vocab_size": vocab})
+    monkeypatch.setattr(fused, "CHUNK_BYTES", {"cpu": 4 * vocab * chunk})
+    student, teacher = (load_model(tmp_path / "model") for _ in range(2))
+    said = {"steps": 2, "batch": 8, "learning_rate": 0.001, "warmup_steps": 0, "loss": loss, "precision": precision}
+    recipe = DistillRecipe.model_validate(said | {"evaluate": {"every": 1, "windows": 8}})
+    with Memory() as memory:
+        distill_(student, teacher, texts(24), recipe)
+    large = {shape for shape in memory.shapes if math.prod(shape) > chunk * vocab}
+    assert large <= {(vocab, STUDENT["hidden_size"]), (STUDENT["hidden_size"], vocab)}
+    assert (chunk, vocab) in memory.shapes  # so the measure sees what it should
+    assert math.prod(max(large, key=math.prod)) < 8 * 16 * vocab

@@ -1,6 +1,8 @@
 """Long work says where it stands, also to a file."""
 
 import io
+import re
+import time
 
 import pytest
 
@@ -33,15 +35,32 @@ def test_progress_of_long_work_is_about_ten_lines_and_the_last_is_the_end(capsys
     assert not said or said[-1].startswith(f"step {count} of {count}, ")
 
 
-def test_progress_on_a_terminal_is_a_bar_that_hands_on_every_item(monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
+
+def terminal(monkeypatch):
+    """A stderr that is wide enough for all columns; it keeps what is written."""
+    monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(progress.sys, "stderr", Terminal())
+    return progress.sys.stderr
+
+
+def test_progress_on_a_terminal_is_a_bar_that_hands_on_every_item(monkeypatch):
+    stderr = terminal(monkeypatch)
     assert list(progress.show(range(3), "layer")) == [0, 1, 2]
-    assert "layer" in progress.sys.stderr.getvalue()
-    assert "3/3" in progress.sys.stderr.getvalue()
+    assert "layer" in stderr.getvalue()
+    assert "3/3" in stderr.getvalue()
+    assert "/s" not in stderr.getvalue()
+
+
+def test_a_bar_tells_the_rate_in_a_column_of_its_own(monkeypatch):
+    stderr = terminal(monkeypatch)
+    for _ in progress.showing(3000, "tokens")(range(5), "step"):
+        time.sleep(0.02)  # a rate is known once time has passed
+    shown = re.sub(r"\x1b\[[\d;?]*\w", "", stderr.getvalue())
+    assert re.search(r"step .* 5/5 .* left \S+ [1-9][\d,]* tokens/s", shown), shown
 
 
 @pytest.mark.parametrize("way", [silent, progress.show])

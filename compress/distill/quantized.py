@@ -27,7 +27,7 @@ ENDS = ("model.embed_tokens", "lm_head")
 def load_quantized(folder: Path, train: Repair, device: str = "cpu") -> PreTrainedModel:
     """The stock model, its 4-bit linears in training; scales and norms, and codes if `train` says so, are trainable."""
     checkpoint = Checkpoint(folder)
-    stored_as, model = _format(checkpoint), build_model(checkpoint.config)
+    stored_as, model = stored_format(checkpoint), build_model(checkpoint.config)
     norms: dict[str, torch.dtype] = {}
     ends: dict[str, torch.dtype] = {}
     for names in _pieces(checkpoint):
@@ -55,11 +55,21 @@ def load_quantized(folder: Path, train: Repair, device: str = "cpu") -> PreTrain
 def write_quantized(model: PreTrainedModel, folder: Path, out: Path) -> None:
     """Writes what training has made of the model in `folder`: what was not trained keeps its bytes."""
     checkpoint = Checkpoint(folder)
-    stored_as, writer = _format(checkpoint), ModelWriter(out, checkpoint.config, checkpoint.layout)
+    stored_as, writer = stored_format(checkpoint), ModelWriter(out, checkpoint.config, checkpoint.layout)
     for n in range(checkpoint.config.num_layers):
         writer.layer(n, _trained(model, checkpoint.tensors(checkpoint.layer_names(n)), stored_as))
     writer.outer(_trained(model, checkpoint.tensors(checkpoint.outer_names()), stored_as))
     writer.close(checkpoint.quantization)
+
+
+def stored_format(checkpoint: Checkpoint) -> Int4Format:
+    """The format of the folder's linears, if it is one of 4-bit codes; another is refused."""
+    said = (checkpoint.quantization or {}).get("quant_method", "16 bits")
+    for name in get_args(Int4FormatName):
+        if said == name:
+            return format_named(name)
+    known = " or ".join(get_args(Int4FormatName))
+    raise CompressError(f"{checkpoint.folder}: is in {said}, and only 4 bits in {known} are repaired; remove train")
 
 
 def _free_ends_(model: PreTrainedModel, ends: Mapping[str, torch.dtype], rate: float) -> None:
@@ -68,16 +78,6 @@ def _free_ends_(model: PreTrainedModel, ends: Mapping[str, torch.dtype], rate: f
         moving_(model.get_submodule(module), "weight", dtype, rate)
     if "lm_head" not in ends:
         share_(model.get_submodule(ENDS[0]), model.get_submodule(ENDS[1]), "weight")
-
-
-def _format(checkpoint: Checkpoint) -> Int4Format:
-    """The format of the folder's linears, if it is one of 4-bit codes."""
-    said = (checkpoint.quantization or {}).get("quant_method", "16 bits")
-    for name in get_args(Int4FormatName):
-        if said == name:
-            return format_named(name)
-    known = " or ".join(get_args(Int4FormatName))
-    raise CompressError(f"{checkpoint.folder}: is in {said}, and only 4 bits in {known} are repaired; remove train")
 
 
 def _pieces(checkpoint: Checkpoint) -> list[list[str]]:

@@ -80,6 +80,16 @@ class DistillRecipe(Strict):
             self._require_cached(loss)
         return self
 
+    def accepts(self, cache: Cache) -> bool:
+        """Whether all of the losses can be had from such a cache."""
+        cached = self.model_copy(update={"cache": cache})
+        try:
+            for loss in self.losses:
+                cached._require_cached(loss)
+        except ValueError:
+            return False
+        return True
+
     def _require_cached(self, loss: VocabularyLoss | LayerLoss) -> None:
         """Refuses what a cache does not hold."""
         if isinstance(loss, Hidden | AttentionRelation):

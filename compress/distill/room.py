@@ -1,41 +1,27 @@
 """What helps where a training finds no room on its device, in the order in which it helps."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
-import torch
-
-from compress.distill.losses import AttentionRelation, Hidden
-from compress.distill.recipe import DistillRecipe
-from compress.errors import CompressError
+from compress.distill.losses import TopKKl
+from compress.distill.recipe import DistillRecipe, TopK
+from compress.room import room
 
 
-@contextmanager
-def room_to_train(recipe: DistillRecipe) -> Iterator[None]:
+def room_to_train(recipe: DistillRecipe) -> AbstractContextManager[None]:
     """Wherever memory runs out in here, in the student's backward pass as in the teacher, what helps is said."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise CompressError(f"train: the device's memory is full ({_asked(error)}); {_remedy(recipe)}") from error
+    return room("train", _remedy(recipe))
 
 
-@contextmanager
-def room_for_teacher(recipe: DistillRecipe) -> Iterator[None]:
+def room_for_teacher(recipe: DistillRecipe) -> AbstractContextManager[None]:
     """The same while the teacher runs alone, to be cached."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        half = "write precision: bf16, which halves it, or " if recipe.precision == "float32" else ""
-        raise CompressError(
-            f"teacher: does not fit into the device's memory alone ({_asked(error)}); {half}set TURBOPRESS_DEVICE=cpu"
-        ) from error
+    half = "write precision: bf16, which halves it, or " if recipe.precision == "float32" else ""
+    return room("teacher", f"{half}set TURBOPRESS_DEVICE=cpu", "does not fit into the device's memory alone")
 
 
 def _remedy(recipe: DistillRecipe) -> str:
-    between_layers = any(isinstance(loss, Hidden | AttentionRelation) for loss in recipe.losses)
     helps = []
-    if recipe.cache is None and not between_layers:
-        helps.append("cache: hidden (the teacher runs first and alone; {top_k: 64} needs no head of its own either)")
+    if recipe.cache is None and recipe.accepts("hidden"):
+        helps.append(f"cache: hidden (the teacher runs first and alone{_smaller(recipe)})")
     if recipe.accumulate < recipe.batch:
         helps.append(f"accumulate: {_next_divisor(recipe)} (fewer windows at once)")
     if not recipe.checkpointing:
@@ -45,11 +31,12 @@ def _remedy(recipe: DistillRecipe) -> str:
     return "write " + ", or ".join(helps)
 
 
+def _smaller(recipe: DistillRecipe) -> str:
+    """The other cache, which leaves the device to the student entirely, where the losses are content with it."""
+    least = TopK(top_k=max((loss.k for loss in recipe.losses if isinstance(loss, TopKKl)), default=1))
+    return f"; {{top_k: {least.top_k}}} needs no head of its own either" if recipe.accepts(least) else ""
+
+
 def _next_divisor(recipe: DistillRecipe) -> int:
     """The next number of passes that the batch divides into."""
     return next(n for n in range(recipe.accumulate + 1, recipe.batch + 1) if recipe.batch % n == 0)
-
-
-def _asked(error: torch.OutOfMemoryError) -> str:
-    """The first sentences of what the allocator says, which name its device and sizes."""
-    return ". ".join(str(error).splitlines()[0].split(". ")[:2]).rstrip(".")
