@@ -66,11 +66,11 @@ def test_only_positions_whose_answer_counts_are_scored(model, tmp_path):
 def test_layers_are_scored_again_after_each_removal(model):
     leave_out = measure(model)
     first, second = by_kl(leave_out, 2, "here")
-    assert set(first.scores) == {0, 1, 2, 3}
+    assert set(first.scores) == {(0,), (1,), (2,), (3,)}
     (gone,) = first.removed
-    assert first.scores[gone] == min(first.scores.values())
+    assert first.scores[first.removed] == min(first.scores.values())
     left = [n for n in range(4) if n != gone]
-    assert list(second.scores) == left
+    assert list(second.scores) == [(n,) for n in left]
     assert list(second.scores.values()) == leave_out.kl_nats(frozenset([gone]), [frozenset([n]) for n in left])
     assert layers_of([first, second]) == sorted({gone, *second.removed})
 
@@ -85,15 +85,14 @@ def test_greedy_removal_sees_what_influence_cannot(tmp_path):
     save_file(tensors, tmp_path / "m" / "model.safetensors")
     rounds = by_kl(measure(tmp_path / "m"), 2, "here")
     assert layers_of(rounds) == [1, 2]
-    assert rounds[1].scores[rounds[1].removed[0]] == pytest.approx(0, abs=1e-6)
+    assert rounds[1].scores[rounds[1].removed] == pytest.approx(0, abs=1e-6)
 
 
 def test_contiguous_layers_are_the_best_run_of_neighbours(model, tmp_path):
     (only,) = by_kl(measure(model), 2, "here", contiguous=True)
-    expected = {n: kl_without(model, tmp_path / str(n), [n, n + 1]) for n in range(3)}
+    expected = {(n, n + 1): kl_without(model, tmp_path / str(n), [n, n + 1]) for n in range(3)}
     assert only.scores == pytest.approx(expected, rel=1e-4)
-    first = min(expected, key=lambda n: expected[n])
-    assert only.removed == (first, first + 1)
+    assert only.removed == min(expected, key=lambda run: expected[run])
 
 
 def test_contiguous_influence_is_that_of_the_whole_run(model):
@@ -107,6 +106,7 @@ def test_contiguous_influence_is_that_of_the_whole_run(model):
         loaded(ids())
     pairs = [(seen[n][0], seen[n + 1][1]) for n in range(3)]
     expected = [1 - ((a * b).sum(-1) / a.norm(dim=-1) / b.norm(dim=-1)).mean().item() for a, b in pairs]
+    assert list(only.scores) == [(0, 1), (1, 2), (2, 3)]
     assert list(only.scores.values()) == pytest.approx(expected, abs=1e-5)
     assert only.removed == (expected.index(min(expected)), expected.index(min(expected)) + 1)
 
