@@ -134,6 +134,27 @@ def test_layers_that_are_not_there_are_refused(model, removed, message):
         by_kl(measure(model), removed, "prune.x")
 
 
+def overflowing(folder, layer):
+    tensors = internlm2_tensors(FOUR)
+    tensors[f"model.layers.{layer}.feed_forward.w2.weight"].fill_(3e38)
+    write_config(folder, FOUR)
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("gone", [0, 1, 3])
+def test_activations_that_are_no_numbers_have_no_divergence(tmp_path, gone):
+    """Of scores that are none any would be the least. It is the whole model's layer also where that one goes."""
+    reason = r"^layers\.1: activations leave the range of torch\.float32; set TURBOPRESS_DEVICE=cpu"
+    with pytest.raises(CompressError, match=reason):
+        measure(overflowing(tmp_path / "m", 1)).kl_nats(NONE, [frozenset([gone])])
+
+
+def test_a_candidate_whose_activations_are_no_numbers_is_refused(model, tmp_path):
+    with pytest.raises(CompressError, match=r"^layers\.2: activations leave the range of torch\.float32"):
+        measure(model).kl_of(Checkpoint(overflowing(tmp_path / "m", 2)))
+
+
 def test_a_walk_reads_each_layer_once_and_holds_one(model, monkeypatch):
     held, loads = set(), []
     load, release = LayerRunner.load, LayerRunner.release
