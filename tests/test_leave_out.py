@@ -3,7 +3,6 @@
 import pytest
 import torch
 from safetensors.torch import save_file
-from servable import servable
 from tiny import CONFIG, internlm2_tensors, windows, write_config, write_internlm2
 
 from compress.checkpoint.checkpoint import Checkpoint
@@ -36,7 +35,7 @@ def kl_without(folder, out, removed, counted=None):
     out.mkdir()
     config = checkpoint.config.replace(num_hidden_layers=checkpoint.config.num_layers - len(removed))
     write_without(checkpoint, removed, ModelWriter(out, config, "llama"))
-    return compare_models(load_model(servable(out)), load_model(folder), ids(), counted=counted).means()["kl_nats"]
+    return compare_models(load_model(out), load_model(folder), ids(), counted=counted).means()["kl_nats"]
 
 
 @pytest.fixture(scope="module")
