@@ -61,12 +61,17 @@ def _resources(recipe: Recipe, checkpoint: Checkpoint, text: Text, folder: Path)
 
 
 def rows(recipe: Recipe, decision: Decision, errors: list[SiteError]) -> Rows:
-    """The trace: scores of layers round by round, candidates of a target, output errors of what was cut."""
+    """The trace: scores of layers round by round, candidates of a target, output errors of what was cut.
+
+    A score of several layers at once names them all, and `removed` says that it was those which went.
+    """
     score = "influence" if isinstance(recipe, DepthRecipe) and recipe.score == "influence" else "kl_nats"
     layers = [
-        {"round": number, "layer": n, score: value, "removed": n in one.removed}
+        {"round": number, "layer": scored[0]}
+        | ({"layers": list(scored)} if len(scored) > 1 else {})
+        | {score: value, "removed": set(scored) <= set(one.removed)}
         for number, one in enumerate(decision.rounds)
-        for n, value in one.scores.items()
+        for scored, value in one.scores.items()
     ]
     candidates = [
         {"way": str(one.way), "share": one.way.share, "kl_nats": one.kl_nats, "remove_layers": one.way.remove_layers}

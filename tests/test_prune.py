@@ -3,7 +3,6 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from servable import servable
 from tiny import CONFIG, internlm2_tensors, windows, write_config, write_internlm2
 
 from compress.checkpoint.checkpoint import Checkpoint
@@ -27,7 +26,7 @@ def pruned(folder, out, removed, layout="llama"):
     out.mkdir()
     config = checkpoint.config.replace(num_hidden_layers=checkpoint.config.num_layers - len(removed))
     write_without(checkpoint, removed, ModelWriter(out, config, layout))
-    return servable(out)
+    return out
 
 
 def write_with_idle_layer(folder, idle):
@@ -123,6 +122,12 @@ def test_leaving_no_layer_is_refused_with_the_place(count):
 
 
 # --- what is left
+
+
+def test_a_test_that_prunes_what_the_engine_does_not_take_fails(tmp_path):
+    write_internlm2(tmp_path / "m", FOUR | {"num_attention_heads": 8})
+    with pytest.raises(AssertionError, match=r"tp 1, layout llama: head_dim is 32, kernels exist for"):
+        pruned(tmp_path / "m", tmp_path / "p", [1])
 
 
 @pytest.mark.parametrize("removed", [[0], [3], [1, 2], [0, 2, 3]], ids=str)

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from servable import servable
 from tiny_repository import make_base
 from turbomind_check import MISSING, PROGRAM, ask, interpreter
 
@@ -41,7 +40,7 @@ def prune(repository, monkeypatch):
         out, trace = repository / "models" / key, repository / "traces" / key
         if not out.exists():
             main(key, repository / "models" / "base", repository / "data", out, trace)
-        return servable(out), trace
+        return out, trace
 
     return run
 

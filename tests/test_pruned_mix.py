@@ -1,7 +1,6 @@
 """A target is met by the mix that loses least, measured on windows that nothing was fitted to."""
 
 import pytest
-from servable import servable
 from test_width import WIDE, ids, source
 
 from compress.checkpoint.checkpoint import Checkpoint
@@ -67,7 +66,7 @@ def test_the_way_that_loses_least_is_taken_and_the_result_meets_the_target(model
     assert len(decision.removed) == best.way.remove_layers
     (tmp_path / "p").mkdir()
     write(work, recipe, decision, ModelWriter(tmp_path / "p", decision.config, "llama"))
-    made = Checkpoint(servable(tmp_path / "p")).config
+    made = Checkpoint(tmp_path / "p").config
     (most,) = target.values()
     assert share(made, checkpoint.config, recipe.target) == best.way.share <= most
 

@@ -6,7 +6,7 @@ from tiny import write_internlm2
 
 from compress.checkpoint.checkpoint import Checkpoint
 from compress.errors import CompressError
-from compress.prune.sizes import legal_sizes, resolved
+from compress.prune.sizes import all_resolved, legal_sizes, resolved
 from compress.prune.text import Text
 from compress.quantize.turbomind import Weights, problems
 
@@ -53,7 +53,7 @@ def test_a_share_is_rounded_to_the_nearest_legal_size(config, name, wish, tensor
         ("intermediate_size", 300, 2, r"intermediate_size: 300 of 384 is not legal for tensor_parallel 2 .* are 256$"),
         ("hidden_size", 300, 1, r"hidden_size: 300 of 256 is not legal .* the nearest legal are 128$"),
         ("kv_heads", 2, 1, r"kv_heads: 2 of 2 is not legal .* the nearest legal are 1$"),
-        ("hidden_size", 0.5, 3, r"hidden_size: no size below 256 is legal for tensor_parallel 3 .* leave hidden_s"),
+        ("hidden_size", 0.5, 3, r"hidden_size: no size below 256 is legal for tensor_parallel 3 .*: 4 heads with "),
     ],
 )  # fmt: skip
 def test_an_illegal_size_is_refused_with_the_nearest_legal_ones(config, name, wish, tensor_parallel, message):
@@ -75,9 +75,46 @@ def test_heads_that_do_not_divide_are_refused(tmp_path):
         pruned(folder, tmp_path / "p", width(kv_heads=1, tensor_parallel=3))
 
 
-def test_heads_share_the_residual_stream_evenly(tmp_path):
+@pytest.mark.parametrize("name", ["intermediate_size", "kv_heads"])
+def test_where_heads_are_what_breaks_the_refusal_says_so(config, name):
+    reason = "4 heads with 2 kv heads do not divide by tp 3, legal are 1, 2, 4"
+    with pytest.raises(CompressError, match=rf"^x\.{name}: no size below \d+ is legal [^:]*: {reason}$"):
+        resolved(config, name, 0.5, width(**{name: 0.5}, tensor_parallel=3), "x")
+
+
+def test_the_smallest_size_that_is_legal_can_only_stay(config):
+    least = config.replace(intermediate_size=128)
+    reason = "down_proj has 64 inputs a rank, the nearest legal are 128 and up; leave intermediate_size out"
+    with pytest.raises(CompressError, match=rf"^x\.intermediate_size: no size below 128 is legal .* 128: {reason}$"):
+        resolved(least, "intermediate_size", 0.5, width(intermediate_size=0.5), "x")
+
+
+@pytest.fixture(scope="module")
+def nine(tmp_path_factory):
+    """The configuration of nine heads in three groups."""
+    folder = tmp_path_factory.mktemp("nine")
+    write_internlm2(folder, WIDE | {"hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3})
+    return Checkpoint(folder).config
+
+
+def test_shares_land_on_sizes_that_are_legal_together(nine):
+    wishes = {"intermediate_size": 0.7, "kv_heads": 0.67, "hidden_size": 0.766}
+    recipe = width(**wishes, group_size=None)
+    assert resolved(nine, "hidden_size", 0.766, recipe, "x") == 441  # which six heads would not divide evenly
+    found = all_resolved(nine, wishes, recipe, "x")
+    assert dict(found) == {"intermediate_size": 269, "kv_heads": 2, "hidden_size": 444}
+
+
+def test_a_number_that_the_heads_left_do_not_divide_is_refused_with_those_they_do(nine):
+    wishes = {"kv_heads": 2, "hidden_size": 441}
+    recipe = width(**wishes, group_size=None)
+    assert 441 in legal_sizes(nine, "hidden_size", recipe)
+    reason = "groups of None beside kv_heads 2; the nearest legal are 438 and 444"
+    with pytest.raises(CompressError, match=rf"^x\.hidden_size: 441 of 576 is not legal .* {reason}$"):
+        all_resolved(nine, wishes, recipe, "x")
+
+
+def test_heads_share_the_residual_stream_evenly(nine):
     """Stock transformers refuses another configuration, even where head_dim is said."""
-    write_internlm2(tmp_path, WIDE | {"hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3})
-    nine = Checkpoint(tmp_path).config
     assert {size % 9 for size in legal_sizes(nine, "hidden_size", width(hidden_size=0.9, group_size=None))} == {0}
     assert legal_sizes(nine, "kv_heads", width(kv_heads=0.5, group_size=None)) == [1, 2]

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from servable import servable
 from tiny_repository import make_base
 
 from compress.errors import CompressError
@@ -54,10 +53,6 @@ def repository(made, monkeypatch):
     monkeypatch.chdir(made)
     monkeypatch.setenv("TURBOPRESS_DEVICE", "cpu")
     return made
-
-
-def test_what_was_pruned_on_the_way_can_be_served(repository):
-    servable(repository / "models" / "shallow")
 
 
 @pytest.mark.parametrize(("key", "source"), [("repaired", "awq-w4"), ("student-awq-w4-repaired", "student-awq-w4")])

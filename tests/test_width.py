@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from safetensors.torch import save_file
-from servable import servable
 from tiny import CONFIG, internlm2_tensors, windows, write_config
 
 from compress.checkpoint.checkpoint import Checkpoint
@@ -44,7 +43,7 @@ def pruned(folder, out, recipe, text=None, **resources):
     out.mkdir()
     decision = decide(work, recipe, out.parent)
     write(work, recipe, decision, ModelWriter(out, decision.config, "llama"))
-    return servable(out)
+    return out
 
 
 def width(**sizes):
@@ -170,6 +169,13 @@ def test_the_layers_behind_a_gap_make_it_good(tmp_path):
     before = Checkpoint(folder).tensors(Checkpoint(folder).layer_names(0))
     after = Checkpoint(healed).tensors(Checkpoint(healed).layer_names(0))
     assert all(torch.equal(after[name], before[name]) for name in before)  # what lies before the gap has nothing to do
+
+
+def test_a_test_that_prunes_what_two_gpus_cannot_share_fails(tmp_path):
+    three = {"num_attention_heads": 3, "num_key_value_heads": 3, "hidden_size": 192}
+    recipe = DepthRecipe(method="depth", remove_layers=1, compensation=Compensation())
+    with pytest.raises(AssertionError, match=r"tp 2, layout llama: 3 heads with 3 kv heads do not divide by tp 2"):
+        pruned(source(tmp_path / "m", config=WIDE | three), tmp_path / "p", recipe)
 
 
 def test_layers_and_width_go_in_one_variant(tmp_path):

@@ -21,9 +21,9 @@ from compress.quantize.resources import Resources
 
 @dataclass(frozen=True)
 class Round:
-    """The scores of the layers that could go, or of blocks by their first layer, and which of them went."""
+    """The scores of what could go, a layer or several at once, and which layers went."""
 
-    scores: dict[int, float]
+    scores: dict[tuple[int, ...], float]
     removed: tuple[int, ...]
 
 
@@ -64,15 +64,14 @@ def by_influence(
         removed = list(range(first, first + said))
     else:
         removed = least_influential(scores, said, place)
-    return [Round(dict(enumerate(scores)), tuple(removed))]
+    return [Round({tuple(range(n, n + recipe.run)): score for n, score in enumerate(scores)}, tuple(removed))]
 
 
 def by_kl(leave_out: LeaveOut, remove: Layers, place: str, *, contiguous: bool = False) -> list[Round]:
     """Layers one by one, each time the one without which KL is least; or in one round the best run of neighbours."""
     require_layers(remove, leave_out.num_layers, place)
     if not isinstance(remove, int):
-        gone = frozenset(remove)
-        return [Round({min(gone): leave_out.kl_nats(frozenset(), [gone])[0]}, tuple(sorted(gone)))]
+        return [_round(leave_out, frozenset(), [frozenset(remove)])]
     if contiguous:
         blocks = [frozenset(range(n, n + remove)) for n in range(leave_out.num_layers - remove + 1)]
         return [_round(leave_out, frozenset(), blocks)]
@@ -86,8 +85,8 @@ def by_kl(leave_out: LeaveOut, remove: Layers, place: str, *, contiguous: bool =
 
 def _round(leave_out: LeaveOut, trunk: Removed, choices: Sequence[Removed]) -> Round:
     scores = leave_out.kl_nats(trunk, choices)
-    best = min(range(len(choices)), key=lambda k: scores[k])
-    return Round({min(choice): score for choice, score in zip(choices, scores, strict=True)}, tuple(choices[best]))
+    by_choice = {tuple(sorted(choice)): score for choice, score in zip(choices, scores, strict=True)}
+    return Round(by_choice, min(by_choice, key=lambda choice: by_choice[choice]))
 
 
 def layers_of(rounds: Sequence[Round]) -> list[int]:

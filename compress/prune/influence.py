@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.hidden import HiddenStates
 from compress.checkpoint.runner import LayerRunner
-from compress.errors import CompressError
 from compress.progress import Progress, silent
+from compress.prune.overflow import out_of_range
 from compress.quantize.counting import Counted
 from compress.quantize.resources import Resources
 from compress.quantize.stream import WHOLE_LAYER, compute
@@ -67,6 +67,5 @@ def _mean_cosine_(before: HiddenStates, after: Iterator[tuple[slice, Tensor]], c
         before.put_(at, h_after)
     mean = float(torch.cat(cosines).mean())
     if not math.isfinite(mean):
-        reach = f"activations leave the range of {h.dtype}"
-        raise CompressError(f"{place}: {reach}; set TURBOPRESS_DEVICE=cpu, where they have more")
+        raise out_of_range(place, h.dtype)
     return mean

@@ -6,6 +6,7 @@ windows, and what waits on the host is n times their hidden states. Greedy remov
 InternLM2-7B (32 layers), 8 layers and 8 windows of 512 tokens, about 4,000 layer runs of 4,096 tokens.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,7 @@ from compress.checkpoint.hidden import HiddenStates
 from compress.checkpoint.runner import LayerRunner
 from compress.explain.head import Head, window_kl
 from compress.progress import Progress, silent
+from compress.prune.overflow import out_of_range
 from compress.prune.text import Text
 from compress.quantize.resources import Resources
 
@@ -54,7 +56,7 @@ class LeaveOut:
             self._runner.release(n)
         if not trunk:
             self._whole = main
-        return [self._kl(streams[k], self._head) for k in range(len(choices))]
+        return [self._kl(streams[k], self._runner, self._head, choice | trunk) for k, choice in enumerate(choices)]
 
     @torch.no_grad()
     def kl_of(self, model: Checkpoint) -> float:
@@ -66,15 +68,28 @@ class LeaveOut:
         for n in self.progress(range(model.config.num_layers), "layer"):
             runner.run_(runner.load(n), stream)
             runner.release(n)
-        return self._kl(stream, head)
+        return self._kl(stream, runner, head, frozenset())
 
-    def _kl(self, stream: HiddenStates, head: Head) -> float:
+    def _kl(self, stream: HiddenStates, runner: LayerRunner, head: Head, removed: Removed) -> float:
         assert self._whole is not None
         total = 0.0
         for (at, ours), (_, theirs) in zip(stream.batches(), self._whole.batches(), strict=True):
             found = window_kl(head, ours.float(), self._head, theirs.float(), self.counts[at], self._head_batch)
             total += float(found.sum())
+        if not math.isfinite(total):
+            place = self._overflow(self._runner, frozenset()) or self._overflow(runner, removed) or "lm_head"
+            raise out_of_range(place, runner.dtype)
         return total / float(self.counts.sum())
+
+    def _overflow(self, runner: LayerRunner, removed: Removed) -> str | None:
+        """The layer behind which something is no number: what was measured shows only that it is so at the end."""
+        stream = self._embedded(runner)
+        for n in (n for n in range(runner.checkpoint.config.num_layers) if n not in removed):
+            runner.run_(runner.load(n), stream)
+            runner.release(n)
+            if not all(bool(h.isfinite().all()) for _, h in stream.batches()):
+                return f"layers.{n}"
+        return None
 
     @property
     def _head_batch(self) -> int:

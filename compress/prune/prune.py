@@ -19,7 +19,7 @@ from compress.prune.leave_out import LeaveOut
 from compress.prune.mix import Way, ways
 from compress.prune.narrow import channel_scores, most_worth
 from compress.prune.recipe import Compensation, DepthRecipe, Layers, MixRecipe, WidthRecipe
-from compress.prune.sizes import FIELDS, Sizes, broken, resolved, with_sizes
+from compress.prune.sizes import FIELDS, Sizes, all_resolved, with_sizes
 from compress.prune.text import Text
 from compress.prune.width import Plan, SiteError, narrow_model
 from compress.quantize.counting import Counted
@@ -125,15 +125,12 @@ def _worst_rounds(work: Work, remove: Layers | None, windows: int) -> list[Round
 
 
 def _sizes(work: Work, recipe: WidthRecipe) -> Sizes:
-    """The sizes wished for, each legal by itself, and all together."""
+    """The sizes wished for, legal together; layers that are not there are refused before them."""
     source = work.source.config
     if recipe.remove_layers is not None:
         require_layers(recipe.remove_layers, source.num_layers, work.place)
     wishes = {name: wish for name in FIELDS if (wish := getattr(recipe, name)) is not None}
-    sizes = {name: resolved(source, name, wish, recipe, work.place) for name, wish in wishes.items()}
-    if found := broken(with_sizes(source, sizes), source, recipe):
-        raise CompressError(f"{work.place}: TurboMind would not load this: {'; '.join(found)}")
-    return sizes
+    return all_resolved(source, wishes, recipe, work.place)
 
 
 def _channels(work: Work, importance: str, decision: Decision) -> Int64[Tensor, " channels"]:

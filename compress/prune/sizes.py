@@ -1,10 +1,12 @@
 """The sizes of a pruned model: what was wished for, held against what TurboMind takes.
 
 Of what a source breaks already, a pruned model may keep what it does not touch: a base that cannot be quantized in
-groups may lose layers. What pruning changes must be right.
+groups may lose layers. What pruning changes must be right. Sizes hang together, so they are found one after the other:
+what the heads that stay leave legal is what hidden_size can be.
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from compress.checkpoint.config import ModelConfig
 from compress.errors import CompressError
@@ -14,6 +16,8 @@ from compress.quantize.turbomind import WeightFormat, Weights, problems
 FORMAT_OF_GROUPS: Mapping[int, WeightFormat] = {128: "awq", 32: "compressed-tensors"}
 FIELDS = {"intermediate_size": "intermediate_size", "kv_heads": "num_key_value_heads", "hidden_size": "hidden_size"}
 Sizes = Mapping[str, int]  # by the recipe's names
+AS_THEY_WERE: Sizes = MappingProxyType({})
+IN_TURN = ("kv_heads", "hidden_size", "intermediate_size")
 
 
 def size_of(config: ModelConfig, name: str) -> int:
@@ -49,26 +53,41 @@ def broken(config: ModelConfig, source: ModelConfig, contract: Contract) -> list
     return found
 
 
-def legal_sizes(source: ModelConfig, name: str, contract: Contract) -> list[int]:
-    """Every size below the source's that TurboMind takes, rising."""
+def legal_sizes(source: ModelConfig, name: str, contract: Contract, chosen: Sizes = AS_THEY_WERE) -> list[int]:
+    """Every size below the source's that TurboMind takes beside those that are chosen already, rising."""
+    config = with_sizes(source, chosen)
     return [
-        size for size in range(1, size_of(source, name)) if not broken(with_size(source, name, size), source, contract)
+        size for size in range(1, size_of(source, name)) if not broken(with_size(config, name, size), source, contract)
     ]
 
 
-def resolved(source: ModelConfig, name: str, wish: Size, contract: Contract, place: str) -> int:
+def resolved(
+    source: ModelConfig, name: str, wish: Size, contract: Contract, place: str, chosen: Sizes = AS_THEY_WERE
+) -> int:
     """The size for a wish: a number as it is, if it is legal; a share as the nearest legal size."""
-    now, legal = size_of(source, name), legal_sizes(source, name, contract)
+    now, legal = size_of(source, name), legal_sizes(source, name, contract, chosen)
     goal = wish if isinstance(wish, int) else wish * now
     if isinstance(wish, int) and wish in legal:
         return wish
-    fits = f"for tensor_parallel {contract.tensor_parallel} and groups of {contract.group_size}"
+    beside = " beside " + ", ".join(f"{other} {size}" for other, size in chosen.items()) if chosen else ""
+    fits = f"for tensor_parallel {contract.tensor_parallel} and groups of {contract.group_size}{beside}"
     if not legal:
-        raise CompressError(f"{place}.{name}: no size below {now} is legal {fits}; leave {name} out")
+        config = with_sizes(source, chosen)
+        told = broken(config, source, contract)  # whatever this size is
+        reason = told or [*broken(with_size(config, name, max(1, int(goal))), source, contract), f"leave {name} out"]
+        raise CompressError(f"{place}.{name}: no size below {now} is legal {fits}: {'; '.join(reason)}")
     if isinstance(wish, int):
         nearest = " and ".join(map(str, _around(legal, goal)))
         raise CompressError(f"{place}.{name}: {wish} of {now} is not legal {fits}; the nearest legal are {nearest}")
     return min(legal, key=lambda size: (abs(size - goal), size))
+
+
+def all_resolved(source: ModelConfig, wishes: Mapping[str, Size], contract: Contract, place: str) -> Sizes:
+    """The sizes for several wishes, legal together; each is held against those found before it."""
+    found: dict[str, int] = {}
+    for name in (name for name in IN_TURN if name in wishes):
+        found[name] = resolved(source, name, wishes[name], contract, place, found)
+    return {name: found[name] for name in wishes}
 
 
 def _around(legal: list[int], goal: int | float) -> list[int]:

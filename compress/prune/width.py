@@ -22,11 +22,11 @@ from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.config import ModelConfig
 from compress.checkpoint.runner import LayerRunner
 from compress.checkpoint.write import ModelWriter
-from compress.errors import CompressError
 from compress.progress import Progress, silent
 from compress.prune.cut import group_units, keep_inputs_, narrow_, scale_norm_, set_weight_
 from compress.prune.least_squares import hardest_to_replace, refit
 from compress.prune.outer import narrowed_outer, rms_ratio
+from compress.prune.overflow import out_of_range
 from compress.quantize.counting import Counted
 from compress.quantize.resources import Resources
 from compress.quantize.sites import SITES, Site, joined_weight
@@ -188,8 +188,7 @@ class _Walk:
                 count += len(x)
         means = inputs.means()
         if not torch.isfinite(means.H.diagonal()).all():
-            reach = f"activations leave the range of {self.runner.dtype}"
-            raise CompressError(f"{place}: {reach}; set TURBOPRESS_DEVICE=cpu, where they have more")
+            raise out_of_range(place, self.runner.dtype)
         assert means.R is not None
         C, lost = means.R[: W.shape[1]], means.R[W.shape[1] :]
         return means, W @ C + lost if site.writes_residual else W @ C, power / max(count, 1)
