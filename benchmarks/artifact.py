@@ -14,8 +14,8 @@ def digest(folder: Path) -> str | None:
 
 
 def of_other_bytes(rows: Iterable[Mapping[str, Any]], reports: Path) -> list[str]:
-    """Models whose rows were measured on another artifact than their report; rows that say nothing of it pass."""
-    found = {(row["model"], row["artifact"]) for row in rows if row.get("artifact")}
+    """Models with a report whose rows were measured on another artifact than that, or do not say on which."""
+    found = {(row["model"], row.get("artifact")) for row in rows}
     files = {model: reports / f"{model}.json" for model, _ in found}
     said = {model: json.loads(file.read_text("utf8"))["artifact"] for model, file in files.items() if file.is_file()}
-    return sorted(model for model, artifact in found if said.get(model, artifact) != artifact)
+    return sorted(model for model, artifact in found if model in said and said[model] != artifact)

@@ -198,10 +198,6 @@ def _cut() -> str:
     return f"{narrow['kl_nats']:.2f} nats a token, {len(short['removed'])} layers fewer {short['kl_nats']:.2f}"
 
 
-def _engine() -> str:
-    return f"{max(abs(row['difference_nats']) for row in read('benchmarks/results/turbomind.json')):.5f}"
-
-
 def _repro() -> str:
     run = read("benchmarks/results/demo_pipeline.json")["make_repro"]
     return f"{run['elapsed_s'] / 60:.1f} minutes and {run['peak_bytes'] / 2**30:.1f} GiB"
@@ -273,7 +269,6 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "proven": readme_engine.proven,
     "wide": readme_engine.wide,
     "seen": readme_engine.seen,
-    "engine": _engine,
     "repro": _repro,
     "memory": _memory,
     "switches": _switches,
