@@ -100,6 +100,12 @@ def test_nobody_at_the_address_is_one_line(turbopress):
     assert err == f"{said}; start one: turbopress serve MODEL\n"
 
 
+@pytest.mark.parametrize("port", ["99999", "http"])
+def test_an_address_with_a_port_that_is_none_is_one_line(port):
+    with pytest.raises(ServingError, match=rf"^http://127.0.0.1:{port}: Port .*; write http://HOST:PORT$"):
+        Client(f"http://127.0.0.1:{port}", "model").models()
+
+
 def test_a_server_that_goes_away_in_the_middle_is_one_line():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -15,6 +15,8 @@ from tiny_repository import make_repository, write_base
 from vision_models import write_internvl, write_llava
 
 from compress.checkpoint.vision import give, take
+from serving.errors import ServingError
+from serving.server import require_free
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +48,21 @@ def test_a_port_in_use_is_refused(repository, machine):
         port = held.getsockname()[1]
         said = refused(repository, machine, "awq-w4", "--port", str(port))
     assert said == f"turbopress: 127.0.0.1:{port}: Address already in use; choose another --port, or end who holds it\n"
+
+
+@pytest.mark.parametrize("verb", ["serve", "web"])
+@pytest.mark.parametrize("port", [0, 65536, 99999])
+def test_a_port_that_is_none_is_refused(turbopress, verb, port):
+    status, out, err = turbopress(verb, "awq-w4", "--port", port)
+    assert (status, out) == (2, "")
+    assert "--port" in err
+    assert f"equal to {65535 if port else 1}" in " ".join(err.split())
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1", "a..b"])
+def test_a_host_that_is_not_of_this_machine_is_named(host):
+    with pytest.raises(ServingError, match=f"^--host {host}: .*; choose another --host: an address of this machine"):
+        require_free(host, free_port())
 
 
 def test_tp_that_does_not_divide_the_heads_is_refused_with_the_legal_ones(repository, machine):
