@@ -10,7 +10,7 @@ from pipelines.folders import model_folder
 from pipelines.params import ParamsError
 from pipelines.stage import fresh_file, run
 from registry.conformance import SUFFIX, Case, merged, read_proof
-from serving.gpus import Gpu, visible
+from serving.gpus import Gpu, gpus
 
 LAYOUTS = ("llama", "internlm2")
 WHOLE = 16  # bits of a KV cache that is not quantized
@@ -54,7 +54,7 @@ def conformance(
 
 def _gpus(most: int) -> list[Gpu]:
     """The GPUs here; refused where there are fewer than the engine would be told to use."""
-    cards = visible()
+    cards = gpus()
     if not cards:
         raise ParamsError("conformance: there is no GPU here, and the engine needs one; run it where there is")
     if len(cards) < most:

@@ -193,7 +193,7 @@ def test_the_card_s_name_decides_the_batch(turbopress, config):
 
 
 def test_without_a_card_the_one_of_this_machine_is_planned_for(turbopress, config, tmp_path, monkeypatch):
-    executable(tmp_path / "nvidia-smi", "echo 'NVIDIA H200, 143771, 771'")
+    executable(tmp_path / "nvidia-smi", "echo 'NVIDIA H200, 143771, 771, GPU-0'")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     told = json.loads(turbopress("memory", config, "--json")[1])
     named = json.loads(turbopress("memory", config, "--gpu", f"{143000}MiB", "--card", "H200", "--json")[1])

@@ -27,7 +27,7 @@ def repository(tmp_path_factory):
 @pytest.fixture
 def machine(tmp_path):
     """A machine with a GPU of 24 GiB, and with a Python that has no LMDeploy, which says so and ends."""
-    executable(tmp_path / "nvidia-smi", "echo 'NVIDIA L4, 24576, 500'")
+    executable(tmp_path / "nvidia-smi", "echo 'NVIDIA L4, 24576, 500, GPU-0'")
     executable(tmp_path / "python", "echo 'ModuleNotFoundError: no lmdeploy here'; exit 3")
     return environment({"PATH": f"{tmp_path}:{os.environ['PATH']}", "LMDEPLOY_PYTHON": str(tmp_path / "python")})
 
@@ -84,7 +84,7 @@ def test_more_gpus_than_there_are_is_refused(repository, machine):
 
 
 def test_a_gpu_that_is_too_small_says_by_how_much_and_what_fits(repository, machine, tmp_path):
-    executable(tmp_path / "nvidia-smi", "echo 'NVIDIA T4, 15360, 13000'")
+    executable(tmp_path / "nvidia-smi", "echo 'NVIDIA T4, 15360, 13000, GPU-0'")
     said = refused(repository, machine, "awq-w4", "--cache", "0.95", "--max-batch", "1024")
     assert said.count("\n") == 1
     assert "more than the 2.30 GiB free on NVIDIA T4" in said
@@ -110,7 +110,9 @@ def test_a_flag_out_of_range_is_refused(repository, machine):
     assert "--cache: 1.5; choose a share between 0 and 1" in refused(repository, machine, "awq-w4", "--cache", "1.5")
 
 
-@pytest.mark.parametrize(("card", "batch"), [("NVIDIA H200, 143771, 500", 1024), ("NVIDIA L4, 24576, 500", 128)])
+@pytest.mark.parametrize(
+    ("card", "batch"), [("NVIDIA H200, 143771, 500, GPU-0", 1024), ("NVIDIA L4, 24576, 500, GPU-0", 128)]
+)
 def test_lmdeploy_is_told_the_batch_that_was_planned_for_the_card(repository, machine, tmp_path, card, batch):
     executable(tmp_path / "nvidia-smi", f"echo '{card}'")
     executable(tmp_path / "python", 'echo "$@"; exit 3')
