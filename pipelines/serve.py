@@ -88,8 +88,8 @@ def serve(
     address = reachable(host, port)
     server = Server(lmdeploy_command(told), address, sys.stderr)
     with forwarding(server):
-        server.wait_until_ready(timeout)
-        print(_ready(model, address, planned), flush=True)
+        if server.wait_until_ready(timeout):
+            print(_ready(model, address, planned), flush=True)
         server.wait()
 
 

@@ -104,19 +104,23 @@ class Server:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
-    def wait_until_ready(self, timeout_s: float) -> None:
-        """Returns once the server is healthy; raises with its last words if it dies before, or takes too long."""
+    def wait_until_ready(self, timeout_s: float) -> bool:
+        """True once the server is healthy, False where it was told to end before; raises with its last words if it
+        dies of itself, or takes too long.
+        """
         end = time.monotonic() + timeout_s
         while not self.client.is_healthy():
-            if self._process.poll() is not None:
+            has_ended = self._process.poll() is not None
+            if self._told_to_end:  # asked for last: the signal may have come while the server was asked
+                return False
+            if has_ended:
                 raise ServingError(self._obituary("before it answered"))
             if time.monotonic() > end:
                 self.end()
                 late = f"no answer in {timeout_s:.0f} s; raise --timeout; last: {self._words()}"
                 raise ServingError(f"{self._engine}: {late}")
-            if self._told_to_end:
-                return
             time.sleep(0.2)
+        return not self._told_to_end
 
     def wait(self) -> None:
         """Returns when the server has ended because it was told to; raises with its last words if it died."""
