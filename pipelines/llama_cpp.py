@@ -54,7 +54,7 @@ def _serve(model: str, what: Told, timeout_s: float) -> None:
     address = reachable(what.host, what.port)
     server = Server(command(what), address, sys.stderr, engine=NAME)
     with forwarding(server):
-        server.wait_until_ready(timeout_s)
-        cores = f"{what.threads} thread{'s' if what.threads > 1 else ''} of llama.cpp"
-        print(f"{model}: ready at {address}/v1, {cores}; talk to it: turbopress chat {address}", flush=True)
+        if server.wait_until_ready(timeout_s):
+            cores = f"{what.threads} thread{'s' if what.threads > 1 else ''} of llama.cpp"
+            print(f"{model}: ready at {address}/v1, {cores}; talk to it: turbopress chat {address}", flush=True)
         server.wait()

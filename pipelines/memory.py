@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from rich.table import Table
 from pipelines.folders import configuration
 from pipelines.params import ParamsError
 from pipelines.remote import remote_configuration
-from serving.choices import Choice, Load, choices, choose
+from serving.choices import Choice, Load, choices, choose, in_4_bits
 from serving.gpus import gpus, parse_size, show_size
 from serving.memory import plan
 from serving.picture import picture
@@ -43,8 +44,9 @@ def memory(
     """Plan the memory of a server: weights, KV cache, workspace, and how many tokens and sessions fit."""
     shape = read_shape(remote_configuration(model, revision) if revision else configuration(model))
     gpu_bytes, card = (parse_size(gpu), card) if gpu else _this_machine_s(tp, card)
-    profile = batched(fitted(engine_profile(cache, kv, tp, session_len, max_batch), shape, model), card)
     bits = _bits(weights, shape)
+    stored = in_4_bits(shape) if bits == 4 < shape.bits else shape
+    profile = batched(fitted(engine_profile(cache, kv, tp, session_len, max_batch), stored, model), card)
     planned = plan(shape, profile, gpu_bytes, bits)
     chosen = Choice(bits, profile, planned)
     rows = choices(shape, profile, planned.gpu_bytes)
@@ -64,7 +66,7 @@ def memory(
         value |= {"choice": best and _row(best)} if wanted else {}
         print(json.dumps(value, indent=2))
         return
-    _tell(model, chosen, length)
+    _tell(model, chosen, length, [row.weight_bits for row in rows])
     if table:
         Console(width=120).print(_table(rows, length))
     if wanted:
@@ -111,7 +113,7 @@ def _load(text: str) -> Load:
     return Load(int(match[1]), int(match[2]))
 
 
-def _tell(model: str, choice: Choice, length: int) -> None:
+def _tell(model: str, choice: Choice, length: int, weight_bits: Sequence[int]) -> None:
     planned = choice.plan
     cards = f"each of {choice.profile.tp} GPUs" if choice.profile.tp > 1 else "the GPU"
     print(f"{model}: {show_size(planned.total_bytes)} of the {show_size(planned.gpu_bytes)} of {cards}")
@@ -122,7 +124,8 @@ def _tell(model: str, choice: Choice, length: int) -> None:
     print(f"  {planned.tokens:,} tokens fit, {planned.token_bytes:,} bytes each:", end=" ")
     print(f"{planned.sessions(length):,} sessions of {length:,}")
     if planned.missing_bytes:
-        print(f"  too small by {show_size(planned.missing_bytes)}: lower --cache, or store weights in 4 bits")
+        other = "store weights in 4 bits" if min(weight_bits) < choice.weight_bits else "use a larger card"
+        print(f"  too small by {show_size(planned.missing_bytes)}: lower --cache, or {other}")
 
 
 def _advice(load: Load, best: Choice | None) -> str:

@@ -22,6 +22,7 @@ from serving.gpus import Gpu, gpus, show_size
 from serving.memory import MemoryPlan, plan
 from serving.profile import EngineProfile, backend, batched, command, fitted, require_lmdeploy_s
 from serving.server import (
+    LAST_PORT,
     LOOPBACK,
     PORT,
     Server,
@@ -46,7 +47,7 @@ def serve(
     max_batch: Annotated[int | None, typer.Option(help="sequences at once")] = None,
     prefix_caching: Annotated[bool | None, typer.Option(help="share the cache of equal beginnings")] = None,
     host: Annotated[str, typer.Option(help="who may connect; this machine alone, unless told otherwise")] = LOOPBACK,
-    port: int = PORT,
+    port: Annotated[int, typer.Option(min=1, max=LAST_PORT)] = PORT,
     timeout: Annotated[float, typer.Option(help="seconds until it must answer")] = 600.0,
     engine: Annotated[
         str, typer.Option(help="lmdeploy; without a GPU llama.cpp (NAME, FOLDER or a .gguf file) or transformers")
@@ -87,8 +88,8 @@ def serve(
     address = reachable(host, port)
     server = Server(lmdeploy_command(told), address, sys.stderr)
     with forwarding(server):
-        server.wait_until_ready(timeout)
-        print(_ready(model, address, planned), flush=True)
+        if server.wait_until_ready(timeout):
+            print(_ready(model, address, planned), flush=True)
         server.wait()
 
 

@@ -15,7 +15,7 @@ from pipelines.stage import repository_root
 from registry.errors import RegistryError
 from serving.client import is_address
 from serving.errors import ServingError
-from serving.server import LOOPBACK, require_free
+from serving.server import LAST_PORT, LOOPBACK, require_free
 from serving.shape import read_shape
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def web(
         list[str], typer.Argument(help="variants, folders, NAME@ALIAS or http://HOST:PORT; two to compare")
     ],
     host: Annotated[str, typer.Option(help="who may connect; this machine alone, unless told otherwise")] = LOOPBACK,
-    port: int = PAGE_PORT,
+    port: Annotated[int, typer.Option(min=1, max=LAST_PORT)] = PAGE_PORT,
     images: Annotated[bool, typer.Option(help="a server among them takes images")] = False,
 ) -> None:
     """Open the chat page: stream, stop, regenerate, and two variants side by side on one prompt."""

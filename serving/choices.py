@@ -5,8 +5,9 @@ narrower), with the smallest ratio that is enough, so that the rest of the card 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from serving import ranks
 from serving.memory import MemoryPlan, plan
 from serving.profile import EngineProfile, kv_bits
 from serving.shape import Shape
@@ -47,10 +48,18 @@ class Choice:
         return f"--cache {self.profile.cache_max_entry_count:g} --kv {kv} --tp {self.profile.tp}"
 
 
+def in_4_bits(shape: Shape) -> Shape:
+    """The shape of the model's 4-bit variant."""
+    return replace(shape, bits=4, quant_method="awq", group_size=128)
+
+
 def choices(shape: Shape, profile: EngineProfile, gpu_bytes: int, ratios: Sequence[float] = RATIOS) -> list[Choice]:
-    """The whole table, the least lossy first; a model that is stored in 4 bits has no 16-bit rows."""
+    """The whole table, the least lossy first, of what can be served: of a model that is stored in 4 bits no 16-bit
+    rows, of one in 16 bits no 4-bit rows where its 4-bit variant would leave the kernels of each GPU too little.
+    """
+    can_4 = shape.bits == 16 and not ranks.problems(in_4_bits(shape), profile.tp)
     rows = []
-    for bits in WEIGHT_BITS if shape.bits == 16 else (shape.bits,):
+    for bits in WEIGHT_BITS if can_4 else (shape.bits,):
         for kv in kv_bits(shape):
             for ratio in ratios:
                 told = profile.model_copy(update={"quant_policy": kv, "cache_max_entry_count": ratio})

@@ -91,9 +91,13 @@ class Client:
     def _connect(self, timeout_s: float) -> http.client.HTTPConnection:
         parts = urlsplit(self.address)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        try:
+            port = parts.port
+        except ValueError as error:
+            raise ServingError(f"{self.address}: {error}; write http://HOST:PORT") from None
         if not parts.hostname:
             raise ServingError(f"{self.address}: is no address; write http://HOST:PORT")
-        return kind(parts.hostname, parts.port, timeout=timeout_s)
+        return kind(parts.hostname, port, timeout=timeout_s)
 
     def _ask(
         self, connection: http.client.HTTPConnection, verb: str, path: str, body: dict[str, Any] | None = None

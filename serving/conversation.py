@@ -1,9 +1,11 @@
 """A conversation on the terminal, or one answer, with whatever engine answers."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from serving.engine import Engine, Message, Sampling
+from serving.errors import ServingError
 from serving.images import user_message
 
 RESET = "/reset"
@@ -24,14 +26,25 @@ def answer_once(
 
 
 def converse(engine: Engine, sampling: Sampling, *, raw: bool, system: str | None) -> None:
-    """Asks for prompts until the input ends; Ctrl-C stops an answer, and what came of it is remembered."""
+    """Asks for prompts until the input ends; Ctrl-C stops an answer, and what came of it is remembered.
+
+    What is refused is told and taken back: the conversation goes on from where it was.
+    """
     history = _opening(system)
     while (prompt := _ask()) is not None:
-        if prompt == RESET:
+        if prompt.strip() == RESET:
             history = _opening(system)
-            continue
-        history.append(user_message(prompt))
-        history.append({"role": "assistant", "content": _speak(engine, history, sampling, raw=raw, echo=True)})
+        elif prompt.strip():
+            history = _answered(engine, [*history, user_message(prompt)], sampling, raw=raw) or history
+
+
+def _answered(engine: Engine, asked: list[Message], sampling: Sampling, *, raw: bool) -> list[Message] | None:
+    """What was asked with its answer behind it; None where the answer was refused."""
+    try:
+        return [*asked, {"role": "assistant", "content": _speak(engine, asked, sampling, raw=raw, echo=True)}]
+    except ServingError as error:
+        print(f"turbopress: {error}; your message is taken back: say it otherwise, or {RESET}", file=sys.stderr)
+        return None
 
 
 def _speak(engine: Engine, history: list[Message], sampling: Sampling, *, raw: bool, echo: bool) -> str:

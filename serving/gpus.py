@@ -13,7 +13,8 @@ SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]i?B|B)", re.IGNORECASE)
 # LMDeploy 0.18's --max-batch-size where nobody says one, by a word in the card's name (its utils.get_max_batch_size).
 BATCHES = {"a100": 384, "a800": 384, "h100": 1024, "h800": 1024, "l20y": 1024, "h200": 1024}
 BATCH_OF_OTHERS = 128
-QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,memory.used", "--format=csv,noheader,nounits")
+QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,memory.used,uuid", "--format=csv,noheader,nounits")
+SHOWN = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)
@@ -49,20 +50,45 @@ def show_size(size_bytes: float) -> str:
 
 
 def gpus() -> list[Gpu]:
-    """The machine's GPUs; none where there is no driver."""
+    """The GPUs that CUDA shows to this process, in its order; none where there is no driver."""
     if shutil.which(QUERY[0]) is None:
         return []
     asked = subprocess.run(QUERY, capture_output=True, text=True, check=False)
-    if asked.returncode != 0:
+    rows = [line.split(", ") for line in asked.stdout.strip().splitlines()]
+    if asked.returncode != 0 or any(len(row) != 4 for row in rows):
         words = (asked.stdout + asked.stderr).strip().splitlines() or ["no reason given"]
         raise ServingError(f"nvidia-smi: {words[-1]}; mend the driver")
-    rows = [line.split(", ") for line in asked.stdout.strip().splitlines()]
-    return [Gpu(name, int(total) * 2**20, int(used) * 2**20) for name, total, used in rows]
+    return [_card(name, total, used) for name, total, used, _ in _shown(rows, os.environ.get(SHOWN))]
 
 
-def visible() -> list[Gpu]:
-    """Those of them that CUDA shows to this process: as many as CUDA_VISIBLE_DEVICES names, all where it is not set."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+def _shown(rows: list[list[str]], named: str | None) -> list[list[str]]:
+    """Those that the variable names, by nvidia-smi's numbers or the beginnings of UUIDs; all where it is not set.
+
+    As for CUDA, the first name that means no card hides what stands behind it. On a machine with unlike cards CUDA
+    counts as nvidia-smi does where CUDA_DEVICE_ORDER=PCI_BUS_ID.
+    """
     if named is None:
-        return gpus()
-    return gpus()[: len([name for name in named.split(",") if name.strip() not in ("", "-1")])]
+        return rows
+    chosen: list[list[str]] = []
+    for name in named.split(","):
+        row = _row(rows, name.strip())
+        if row is None or row in chosen:
+            break
+        chosen.append(row)
+    return chosen
+
+
+def _row(rows: list[list[str]], name: str) -> list[str] | None:
+    if name.startswith("MIG-"):
+        raise ServingError(f"{SHOWN}: {name} is a part of a card, whose memory nvidia-smi does not tell; name a card")
+    if name.isdecimal():
+        return rows[int(name)] if int(name) < len(rows) else None
+    found = [row for row in rows if name.startswith("GPU-") and row[3].startswith(name)]
+    return found[0] if len(found) == 1 else None
+
+
+def _card(name: str, total: str, used: str) -> Gpu:
+    if not (total.isdecimal() and used.isdecimal()):
+        told = f"{name} has {total} MiB of memory and uses {used}"
+        raise ServingError(f"nvidia-smi: {told}; mend the driver, or name other cards in {SHOWN}")
+    return Gpu(name, int(total) * 2**20, int(used) * 2**20)

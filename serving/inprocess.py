@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
+from registry.errors import RegistryError
+from registry.manifest import MANIFEST, verify
 from serving.client import Client, is_address
 from serving.engine import Engine, Message, Sampling, load_engine
 from serving.errors import ServingError
@@ -63,7 +65,18 @@ class Pipeline:
 
 
 def pipeline(model: str | Path, profile: EngineProfile | None = None, *, engine: str | None = None) -> Pipeline:
-    """The model of a folder, or behind an address (http://…), ready to be asked."""
+    """The model of a folder, or behind an address (http://…), ready to be asked; an altered artifact is refused."""
     if is_address(str(model)):
         return Pipeline(Client(str(model)))
-    return Pipeline(load_engine(Path(model), profile or EngineProfile(), engine))
+    folder = Path(model)
+    if (folder / MANIFEST).exists():  # any other folder may be asked as well
+        _verify(folder)
+    return Pipeline(load_engine(folder, profile or EngineProfile(), engine))
+
+
+def _verify(folder: Path) -> None:
+    """Refuses bytes that were not sealed, as an error of serving's: whoever calls us need know no other."""
+    try:
+        verify(folder)
+    except RegistryError as error:
+        raise ServingError(str(error)) from error

@@ -16,7 +16,7 @@ if __name__ == "__main__":
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if key := os.environ.pop("TURBOPRESS_API_KEY", None):
-        sys.argv += ["--api-keys", key]
+        sys.argv.append(f"--api-keys={key}")  # one word: a key may begin with a dash
     from lmdeploy.cli import run
 
     run()

@@ -3,6 +3,7 @@
 The server's own words go through to ours as they come; the last of them are kept, for the line that says why it died.
 """
 
+import errno
 import importlib.util
 import os
 import re
@@ -30,6 +31,7 @@ INTERPRETER = "LMDEPLOY_PYTHON"
 LOOPBACK = "127.0.0.1"
 ANYWHERE = ("0.0.0.0", "::")  # noqa: S104 - compared with, not listened on
 PORT = 23333
+LAST_PORT = 65535
 MISREAD = ((5, 0), (5, 21))  # transformers whose torchvision processors believe LMDeploy that channels come last
 KEPT_LINES = 60
 GRACE_S = 30.0  # for a server that was told to end
@@ -66,13 +68,17 @@ def require_right_way_up(python: str, shape: Shape) -> None:
 
 
 def require_free(host: str, port: int) -> None:
-    """Refuses a port that somebody listens on."""
+    """Refuses a port that somebody listens on, and a host that is none of this machine's."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError as error:
-            raise ServingError(f"{host}:{port}: {error.strerror}; choose another --port, or end who holds it") from None
+        except (OSError, UnicodeError) as error:
+            told = getattr(error, "strerror", None) or error
+            if isinstance(error, socket.gaierror | UnicodeError) or error.errno == errno.EADDRNOTAVAIL:
+                remedy = f"choose another --host: an address of this machine, as {LOOPBACK}"
+                raise ServingError(f"--host {host}: {told}; {remedy}") from None
+            raise ServingError(f"{host}:{port}: {told}; choose another --port, or end who holds it") from None
 
 
 def reachable(host: str, port: int) -> str:
@@ -98,19 +104,23 @@ class Server:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
-    def wait_until_ready(self, timeout_s: float) -> None:
-        """Returns once the server is healthy; raises with its last words if it dies before, or takes too long."""
+    def wait_until_ready(self, timeout_s: float) -> bool:
+        """True once the server is healthy, False where it was told to end before; raises with its last words if it
+        dies of itself, or takes too long.
+        """
         end = time.monotonic() + timeout_s
         while not self.client.is_healthy():
-            if self._process.poll() is not None:
+            has_ended = self._process.poll() is not None
+            if self._told_to_end:  # asked for last: the signal may have come while the server was asked
+                return False
+            if has_ended:
                 raise ServingError(self._obituary("before it answered"))
             if time.monotonic() > end:
                 self.end()
                 late = f"no answer in {timeout_s:.0f} s; raise --timeout; last: {self._words()}"
                 raise ServingError(f"{self._engine}: {late}")
-            if self._told_to_end:
-                return
             time.sleep(0.2)
+        return not self._told_to_end
 
     def wait(self) -> None:
         """Returns when the server has ended because it was told to; raises with its last words if it died."""

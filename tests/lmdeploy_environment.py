@@ -9,7 +9,7 @@ import subprocess
 from turbomind_check import ALONE, PROGRAM, interpreter
 
 SERVER_PACKAGES = ("fastapi", "uvicorn", "openai", "aiohttp", "prometheus_client")
-CARD = "NVIDIA H200, 143771, 500"
+CARD = "NVIDIA H200, 143771, 500, GPU-0"
 
 
 def server_interpreter():

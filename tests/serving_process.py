@@ -10,7 +10,7 @@ from pathlib import Path
 from serving.client import Client
 
 ROOT = Path(__file__).parents[1]
-KEY = "a-key-that-no-log-shows"
+KEY = "-a-key-that-no-log-shows"  # with a dash, as any option begins
 SERVE = (sys.executable, "-m", "pipelines.cli", "serve")
 
 

@@ -87,5 +87,5 @@ def stand_in(folder, python, num_gpus=1, noise=0.0):
     (site / "lmdeploy-0.18.0.dist-info" / "METADATA").write_text("Name: lmdeploy\nVersion: 0.18.0\n")
     told = f"PYTHONPATH={site}:{TESTS}:{TESTS.parent} STAND_IN_NOISE={noise} OMP_NUM_THREADS=1"
     executable(programs / "python-lmdeploy", f'exec env {told} {python} "$@"')
-    executable(programs / "nvidia-smi", "\n".join(["echo 'NVIDIA H200, 143771, 500'"] * num_gpus))
+    executable(programs / "nvidia-smi", "\n".join(f"echo 'NVIDIA H200, 143771, 500, GPU-{n}'" for n in range(num_gpus)))
     return {"PATH": f"{programs}:{os.environ['PATH']}", "LMDEPLOY_PYTHON": str(programs / "python-lmdeploy")}

@@ -1,6 +1,7 @@
 """Talking to a real OpenAI-protocol server (transformers' own), in this process, and through `pipeline`."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -99,6 +100,12 @@ def test_nobody_at_the_address_is_one_line(turbopress):
     assert err == f"{said}; start one: turbopress serve MODEL\n"
 
 
+@pytest.mark.parametrize("port", ["99999", "http"])
+def test_an_address_with_a_port_that_is_none_is_one_line(port):
+    with pytest.raises(ServingError, match=rf"^http://127.0.0.1:{port}: Port .*; write http://HOST:PORT$"):
+        Client(f"http://127.0.0.1:{port}", "model").models()
+
+
 def test_a_server_that_goes_away_in_the_middle_is_one_line():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -176,6 +183,14 @@ def test_pipeline_answers_a_prompt_a_list_and_a_conversation(repository, monkeyp
     assert len(many) == 2
     assert "".join(pipe.stream(SAID, max_tokens=8, temperature=0)) == one.text
     assert pipe("word100 word200", raw=True, max_tokens=8, temperature=0).text
+
+
+def test_pipeline_refuses_an_altered_artifact(repository, tmp_path):
+    shutil.copytree(repository / "models" / "awq-w4", tmp_path / "altered")
+    shard = next((tmp_path / "altered").glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(ServingError, match=f"{shard.name} was altered"):
+        pipeline(tmp_path / "altered", engine="transformers")
 
 
 def test_pipeline_talks_to_a_server(server, repository):

@@ -6,6 +6,7 @@ import math
 import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,12 +18,14 @@ from tiny_repository import make_repository
 import pipelines.proof as proof_module
 from compress.checkpoint.load import load_model
 from compress.corpus import Windows, save_windows
-from pipelines.proof import judged
+from pipelines.proof import FINE_KV, MARGIN, PERPLEXITY, TOP1, judged
 from pipelines.proof_engine import engine_numbers
 from pipelines.proof_ours import Numbers, Ours, our_numbers, what_is_asked
-from registry.conformance import Case, Conformance, Way, merged
+from registry.conformance import SUFFIX, Case, Conformance, Way, merged, read_proof
 from registry.manifest import verify
 
+ROOT = Path(__file__).parents[1]
+PROOFS = sorted([*(ROOT / "reports").glob(f"*{SUFFIX}"), *(ROOT / "benchmarks" / "results").rglob(f"*{SUFFIX}")])
 WINDOWS = Windows(np.random.default_rng(0).integers(5, 500, (4, 24), dtype=np.int32), ["words"] * 4)
 TOKENS = torch.from_numpy(WINDOWS.tokens).long()
 
@@ -97,8 +100,45 @@ def test_where_texts_first_differ_our_lead_over_the_engine_s_token_is_told_and_n
     ours = replace(OURS, steps=[steps])
     said = [5] * NUM_STEPS
     said[3], said[9] = 7, 8
-    assert judged(ours, replace(OURS, greedy=[said]), OURS, EIGHT).greedy_margin == 0.25
-    assert judged(ours, replace(OURS, greedy=[said[:3]]), OURS, EIGHT).greedy_margin == math.inf
+    case = judged(ours, replace(OURS, greedy=[said]), OURS, EIGHT)
+    assert (case.greedy_margin, case.passed) == (0.25, True)  # the limit itself passes
+
+
+@pytest.mark.parametrize(("bits", "passes"), [(16, False), (8, False), (4, True)])
+def test_a_token_that_we_score_much_lower_fails_but_with_a_cache_of_4_bits(bits, passes):
+    """Scores agree at every position, so only what the engine writes tells that its decoding is broken."""
+    steps = OURS.steps[0].copy()
+    steps[3, 7] = 0.5
+    said = [5] * NUM_STEPS
+    said[3] = 7
+    case = judged(replace(OURS, steps=[steps]), replace(OURS, greedy=[said]), OURS, Way("llama", bits, 1))
+    assert (case.greedy_margin, case.top1_agreement, case.passed) == (0.5, 1.0, passes)
+    assert case.reason == ("" if passes else "it writes a token that we score 0.500 nats below our own")
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+@pytest.mark.parametrize("said", [[], [5] * 3, [5] * (NUM_STEPS + 1)])
+def test_a_text_that_ends_elsewhere_fails_with_every_cache(bits, said):
+    case = judged(OURS, replace(OURS, greedy=[said]), OURS, Way("llama", bits, 1))
+    assert (case.greedy_margin, case.passed) == (math.inf, False)
+    assert case.reason == "a text that it writes is ours but not of our length"
+
+
+@pytest.mark.parametrize("file", PROOFS, ids=lambda file: file.stem)
+def test_the_proofs_that_lie_here_hold_the_limits_of_today(file):
+    proof = read_proof(file)
+    assert proof.thresholds == {"top1_agreement": TOP1, "perplexity_ratio": PERPLEXITY, "greedy_margin": MARGIN}
+    fine = [case for case in proof.cases if case.kv_bits in FINE_KV]
+    assert fine
+    assert all(case.passed and case.greedy_margin <= MARGIN for case in fine)
+    assert proof.passed == (fine == proof.cases)  # a cache of 4 bits fails by its likeliest tokens
+
+
+def test_a_proof_of_before_the_limit_of_what_is_written_can_be_read(tmp_path):
+    told = json.loads(PROOFS[0].read_text("utf8"))
+    del told["thresholds"]["greedy_margin"]
+    (tmp_path / "old.json").write_text(json.dumps(told))
+    assert read_proof(tmp_path / "old.json").cases == read_proof(PROOFS[0]).cases
 
 
 def test_our_numbers_are_the_model_s_own(repository, tmp_path):

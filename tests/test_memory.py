@@ -12,9 +12,10 @@ from lmdeploy_environment import executable
 from tiny import CONFIG
 from turbomind_check import MISSING, PROGRAM, interpreter
 
+from pipelines.serve import require_memory
 from serving.choices import Load, choices, choose
 from serving.errors import ServingError
-from serving.gpus import default_batch, parse_size
+from serving.gpus import Gpu, default_batch, parse_size
 from serving.memory import CONTEXT_BYTES, block_bytes, cache_tokens, plan, weights_bytes, workspace_bytes
 from serving.profile import EngineProfile, batched
 from serving.shape import parse_shape, read_shape
@@ -135,6 +136,32 @@ def test_the_choice_is_the_least_lossy_that_holds_the_load():
     assert choose(rows, Load(1000, 4096)) is None
 
 
+UNEVEN = INTERNLM2_CHAT_1_8B | {"intermediate_size": 8320}  # 65 groups of 128: half of them is no whole number
+
+
+def test_a_4_bit_variant_that_the_gpus_could_not_share_is_not_offered(turbopress, tmp_path):
+    shape = parse_shape(UNEVEN, "config.json")
+    offered = {tp: {row.weight_bits for row in choices(shape, EngineProfile(tp=tp), CARD)} for tp in (1, 2)}
+    assert offered == {1: {16, 4}, 2: {16}}
+    (tmp_path / "config.json").write_text(json.dumps(UNEVEN))
+    plan_for = ("memory", tmp_path / "config.json", "--tp", 2, "--gpu")
+    status, out, err = turbopress(*plan_for, "24GiB", "--weights", "4bit")
+    assert (status, out) == (1, "")
+    assert "tp 2 gives down_proj 4160 inputs a GPU, and its kernels take multiples of 128; legal are 1\n" in err
+    assert "lower --cache, or use a larger card" in turbopress(*plan_for, "1GiB")[1]
+
+
+def test_a_server_on_too_small_a_card_names_a_4_bit_variant_only_where_there_could_be_one():
+    said = []
+    for config in (INTERNLM2_CHAT_1_8B, UNEVEN):
+        cards = [Gpu("NVIDIA L4", 5 * 2**29, 0)] * 2
+        with pytest.raises(ServingError) as refused:
+            require_memory(parse_shape(config, "config.json"), EngineProfile(tp=2), cards, "base")
+        said.append(str(refused.value))
+    assert "; its 4-bit variant would fit: --cache " in said[0]
+    assert said[1].endswith("; use a larger card or --tp")
+
+
 @pytest.mark.parametrize(
     ("quantization", "bits", "spent"),
     [
@@ -193,7 +220,7 @@ def test_the_card_s_name_decides_the_batch(turbopress, config):
 
 
 def test_without_a_card_the_one_of_this_machine_is_planned_for(turbopress, config, tmp_path, monkeypatch):
-    executable(tmp_path / "nvidia-smi", "echo 'NVIDIA H200, 143771, 771'")
+    executable(tmp_path / "nvidia-smi", "echo 'NVIDIA H200, 143771, 771, GPU-0'")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     told = json.loads(turbopress("memory", config, "--json")[1])
     named = json.loads(turbopress("memory", config, "--gpu", f"{143000}MiB", "--card", "H200", "--json")[1])

@@ -51,7 +51,7 @@ def test_a_reading_that_fails_is_a_row_with_its_reason_and_the_next_is_taken(tmp
     write_config(tmp_path / "model", CONFIG)
     (tmp_path / "engine.py").write_text(ENGINE)
     executable(tmp_path / "python-lmdeploy", f"exec {sys.executable} {tmp_path / 'engine.py'}")
-    executable(tmp_path / "nvidia-smi", "echo 'NVIDIA H200, 143771, 500'")
+    executable(tmp_path / "nvidia-smi", "echo 'NVIDIA H200, 143771, 500, GPU-0'")
     env = os.environ | {
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
         "LMDEPLOY_PYTHON": str(tmp_path / "python-lmdeploy"),

@@ -15,6 +15,8 @@ from tiny_repository import make_repository, write_base
 from vision_models import write_internvl, write_llava
 
 from compress.checkpoint.vision import give, take
+from serving.errors import ServingError
+from serving.server import require_free
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,7 @@ def repository(tmp_path_factory):
 @pytest.fixture
 def machine(tmp_path):
     """A machine with a GPU of 24 GiB, and with a Python that has no LMDeploy, which says so and ends."""
-    executable(tmp_path / "nvidia-smi", "echo 'NVIDIA L4, 24576, 500'")
+    executable(tmp_path / "nvidia-smi", "echo 'NVIDIA L4, 24576, 500, GPU-0'")
     executable(tmp_path / "python", "echo 'ModuleNotFoundError: no lmdeploy here'; exit 3")
     return environment({"PATH": f"{tmp_path}:{os.environ['PATH']}", "LMDEPLOY_PYTHON": str(tmp_path / "python")})
 
@@ -48,6 +50,21 @@ def test_a_port_in_use_is_refused(repository, machine):
     assert said == f"turbopress: 127.0.0.1:{port}: Address already in use; choose another --port, or end who holds it\n"
 
 
+@pytest.mark.parametrize("verb", ["serve", "web"])
+@pytest.mark.parametrize("port", [0, 65536, 99999])
+def test_a_port_that_is_none_is_refused(turbopress, verb, port):
+    status, out, err = turbopress(verb, "awq-w4", "--port", port)
+    assert (status, out) == (2, "")
+    assert "--port" in err
+    assert f"equal to {65535 if port else 1}" in " ".join(err.split())
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1", "a..b"])
+def test_a_host_that_is_not_of_this_machine_is_named(host):
+    with pytest.raises(ServingError, match=f"^--host {host}: .*; choose another --host: an address of this machine"):
+        require_free(host, free_port())
+
+
 def test_tp_that_does_not_divide_the_heads_is_refused_with_the_legal_ones(repository, machine):
     said = refused(repository, machine, "awq-w4", "--tp", "3")
     assert said == "turbopress: awq-w4: tp 3 does not divide 4 heads with 2 kv heads; legal are 1\n"
@@ -67,7 +84,7 @@ def test_more_gpus_than_there_are_is_refused(repository, machine):
 
 
 def test_a_gpu_that_is_too_small_says_by_how_much_and_what_fits(repository, machine, tmp_path):
-    executable(tmp_path / "nvidia-smi", "echo 'NVIDIA T4, 15360, 13000'")
+    executable(tmp_path / "nvidia-smi", "echo 'NVIDIA T4, 15360, 13000, GPU-0'")
     said = refused(repository, machine, "awq-w4", "--cache", "0.95", "--max-batch", "1024")
     assert said.count("\n") == 1
     assert "more than the 2.30 GiB free on NVIDIA T4" in said
@@ -93,7 +110,9 @@ def test_a_flag_out_of_range_is_refused(repository, machine):
     assert "--cache: 1.5; choose a share between 0 and 1" in refused(repository, machine, "awq-w4", "--cache", "1.5")
 
 
-@pytest.mark.parametrize(("card", "batch"), [("NVIDIA H200, 143771, 500", 1024), ("NVIDIA L4, 24576, 500", 128)])
+@pytest.mark.parametrize(
+    ("card", "batch"), [("NVIDIA H200, 143771, 500, GPU-0", 1024), ("NVIDIA L4, 24576, 500, GPU-0", 128)]
+)
 def test_lmdeploy_is_told_the_batch_that_was_planned_for_the_card(repository, machine, tmp_path, card, batch):
     executable(tmp_path / "nvidia-smi", f"echo '{card}'")
     executable(tmp_path / "python", 'echo "$@"; exit 3')
