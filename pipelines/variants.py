@@ -17,7 +17,8 @@ class Measured(Strict):
     """A model that is made while windows of a text go through its parent."""
 
     from_: str = Field(alias="from")
-    data: str = Field("calibration", description="the text: one of `data` or of `generate`")
+    # Kept out of manifests, which name the text by its digest.
+    data: str = Field("calibration", exclude=True, description="the text: one of `data` or of `generate`")
 
 
 class Pruned(Measured):

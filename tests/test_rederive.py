@@ -13,6 +13,7 @@ from compress.checkpoint.tokenizer import write_tokenizer
 from compress.checkpoint.write import ModelWriter
 from compress.quantize.resources import Resources
 from compress.quantize.walk import quantize_model
+from pipelines.commands.checking import text_named
 from pipelines.params import ParamsError
 from pipelines.rederive import Rederived, rederive
 from pipelines.stage import new_artifact, parent
@@ -151,3 +152,10 @@ def test_other_versions_of_the_libraries_are_named_when_layers_differ(here):
     (folder / "manifest.json").write_text(json.dumps(content))
     with pytest.raises(RegistryError, match=r"\(torch was 2\.5\.0, here 2\.\d"):
         again(here)
+
+
+def test_the_windows_are_found_by_their_digest_under_whatever_name(tmp_path):
+    texts = {name: write_text(tmp_path / name, ["text"] * 4, seed=n) for n, name in enumerate(("calibration", "own"))}
+    for name, text in texts.items():
+        assert text_named(text.digest, tmp_path) == tmp_path / name
+    assert text_named("0" * 64, tmp_path) == tmp_path / "calibration"
