@@ -116,10 +116,10 @@ def compare(options: argparse.Namespace) -> list[dict]:
 
 def loaded(options: argparse.Namespace, url: str, name: str) -> Iterator[dict]:
     """Every run of one server, as it ends."""
-    capacity = 0.0
+    capacity = 0.0  # by tokens: answers that a short run did not see the end of count for what they had
     for batch in options.batch:
         row = drive(options, url, name, batch, is_open=False)
-        capacity = max(capacity, row["requests_a_second"])
+        capacity = max(capacity, row["output_tokens_a_second"] / options.output)
         yield row
     for share in SHARES if capacity else ():
         seconds = max(OPEN_S, options.seconds or 0)
