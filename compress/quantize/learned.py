@@ -87,12 +87,11 @@ def learn(
     seed: int,
     workers: Workers,
 ) -> Learning:
-    """Trains the latents on all windows but the last, which choose the step: half of them at the most, and of several
-    processes each has its share of them.
+    """Trains the latents on all windows but the last, which choose the step: half of them at the most.
 
     `layer` is not modified.
     """
-    split = len(lesson) - min(-(-recipe.held_out // workers.count), len(lesson) // 2)
+    split = len(lesson) - min(recipe.held_out, len(lesson) // 2)
     held_out = lesson[slice(split, None)]
     stepper = Stepper(layer, latents, rope, recipe, workers, lesson)
     power = stepper.power(held_out)
