@@ -80,18 +80,19 @@ def main():
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "prune_speed.json")
     parser.add_argument("--written", action="store_true", help=argparse.SUPPRESS)  # the models lie there already
     args = parser.parse_args()
-    limited = args.host_gib is None or is_limited_to(args.host_gib)
+    if args.written:
+        return measure(args)
     folders = {shape: args.disk / f"random-{shape}" for shape in args.shapes}
     try:
-        for shape, folder in folders.items() if not args.written else ():
+        for shape, folder in folders.items():
             shutil.rmtree(folder, ignore_errors=True)
             write_model(folder, shape, args.layers)
-        if not limited:  # written under the limit, a large model waits for its own pages
-            forget(folders.values())
-            raise SystemExit(run_limited(args.host_gib, [sys.executable, *sys.argv, "--written"]))
-        measure(args)
+        if args.host_gib is None or is_limited_to(args.host_gib):
+            return measure(args)
+        forget(folders.values())  # written under the limit, a large model would wait for its own pages
+        raise SystemExit(run_limited(args.host_gib, [sys.executable, *sys.argv, "--written"]))
     finally:
-        for folder in folders.values() if not args.written else ():
+        for folder in folders.values():
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -80,6 +80,5 @@ def taught() -> str:
     return (
         f"{row['elapsed_s']:.0f} seconds on {row['tokens'] / 1e6:.0f} million tokens of speeches, plays and, for the "
         f"most part, {own['windows']:,} windows in its base's own words, written beforehand in {own['elapsed_s']:.0f} s"
-        + " beside other work"
-        * (not own["alone"])
+        f"{'' if own['alone'] else ' beside other work'}"
     )

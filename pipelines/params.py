@@ -15,7 +15,7 @@ from compress.strict import Strict
 from pipelines import lineage, repairs
 from pipelines.limits import Gate
 from pipelines.lineage import BASE
-from pipelines.variants import Pruned, PruneVariant, QuantizeVariant, Served
+from pipelines.variants import Measured, Pruned, PruneVariant, QuantizeVariant, Served
 from serving.profile import EngineProfile
 
 FILE = "params.yaml"
@@ -100,15 +100,19 @@ class Params(Strict):
     @property
     def texts(self) -> dict[str, str]:
         """What each variant is made on, by its place in the file."""
-        made = [(family, getattr(self, family)) for family in ("prune", "distill", "quantize")]
-        return {f"{family}.{key}.data": variant.data for family, variants in made for key, variant in variants.items()}
+        return {f"{place}.data": variant.data for place, variant in self._made().items()}
 
     @property
     def unsaid(self) -> list[str]:
         """Places that have a default here and need their word in the file: DVC reads them there, and has none."""
-        made = [(family, getattr(self, family)) for family in ("prune", "quantize")]
-        places = [(f"{family}.{key}", variant) for family, variants in made for key, variant in variants.items()]
-        return [f"{place}.data" for place, variant in places if "data" not in variant.model_fields_set]
+        return [f"{place}.data" for place, variant in self._made().items() if "data" not in variant.model_fields_set]
+
+    def _made(self) -> dict[str, Measured | DistillVariant]:
+        """Every variant by its place in the file."""
+        families: Mapping[str, Mapping[str, Measured | DistillVariant]] = {
+            "prune": self.prune, "distill": self.distill, "quantize": self.quantize,
+        }  # fmt: skip
+        return {f"{family}.{key}": made for family, variants in families.items() for key, made in variants.items()}
 
     @property
     def variants(self) -> dict[str, Family]:

@@ -120,13 +120,7 @@ def test_a_version_without_a_report_is_judged_by_nobody(here):
 
 
 def test_the_gate_of_a_pull_request_reads_reports_and_needs_no_registry(turbopress, here):
-    for variant, facts in {"base": {"kl": 0.0, "rise": 0.0}, "good": {}, "bad": {"kl": 0.5, "rise": 0.5}}.items():
-        found = measured(variant, **facts)
-        (here / "evaluations" / variant).mkdir(parents=True)
-        (here / "evaluations" / variant / "documents.json").write_text(json.dumps(found.documents))
-        (here / "reports").mkdir(exist_ok=True)
-        report = {"variant": variant, "kind": "quantized", "metrics": found.report["metrics"]}
-        (here / "reports" / f"{variant}.json").write_text(json.dumps(report))
+    write_measured(here, base={"kl": 0.0, "rise": 0.0}, good={}, bad={"kl": 0.5, "rise": 0.5})
     assert turbopress("gate", "good")[0] == 0
     assert turbopress("gate", "bad")[0] == 3
     assert turbopress("gate", "bad", "--champion", "good")[0] == 3
