@@ -1,5 +1,6 @@
 """The stage `quantize` as a process: killed and run again, run twice, run by two at once."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,15 +11,23 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from agreement import LINEAR, MODEL, divergences
+from tiny import windows
 from tiny_repository import make_base
 
 from compress.errors import CompressError
 from compress.quantize.journal import Journal
 from pipelines.quantize import main
-from registry.manifest import read, verify
+from registry.manifest import verify
 
 ROOT = Path(__file__).parents[1]
 ARGUMENTS = ["awq", "models/base", "data", "models/awq", "traces/awq"]
+LAUNCHERS = {  # two processes, on any free port
+    "torchrun": ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"),
+    "accelerate launch": (
+        "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m"
+    ),
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -78,11 +87,26 @@ def test_a_finished_stage_run_again_does_nothing_and_other_inputs_are_not_taken_
     assert "models/awq: exists already, and nothing is written over" in errors
 
 
-def test_two_processes_make_one_model(repository):
-    finish(start(repository, "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"))
-    manifest = read(repository / "models" / "awq")
-    assert manifest == verify(repository / "models" / "awq")
-    assert sorted(path.name for path in (repository / "models").iterdir()) == ["awq", "base"]
+@pytest.mark.parametrize("launcher", LAUNCHERS.values(), ids=LAUNCHERS)
+def test_two_processes_make_one_model_as_good_as_one_process_does(repository, launcher, monkeypatch):
+    monkeypatch.chdir(repository)
+    monkeypatch.setenv("TURBOPRESS_DEVICE", "cpu")
+    main(ARGUMENTS[0], *map(Path, ARGUMENTS[1:]))
+    one, two, alone = repository / "one", repository / "models" / "awq", losses(repository)
+    two.rename(one)
+    (repository / "traces" / "awq").rename(repository / "first-traces")
+    finish(start(repository, *launcher))
+    assert verify(two).made_on == verify(one).made_on | {"workers": 2}
+    assert sorted(path.name for path in two.parent.iterdir()) == ["awq", "base"]
+    assert losses(repository) == pytest.approx(alone, rel=LINEAR)
+    lost, lost_by_two, apart = divergences(two.with_name("base"), one, two, windows(8, seed=3))
+    assert lost_by_two == pytest.approx(lost, rel=MODEL)
+    assert apart < lost
+
+
+def losses(repository):
+    """What each linear lost, by the trace."""
+    return [row["error"] for row in json.loads((repository / "traces" / "awq" / "trace.json").read_text())]
 
 
 def test_memory_that_runs_out_is_told_in_a_line_with_what_helps_and_nothing_finished_is_lost(repository, monkeypatch):
