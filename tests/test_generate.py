@@ -9,11 +9,12 @@ from tiny import CONFIG, windows, write_internlm2
 from tiny_repository import write_base, write_params, write_source, write_text
 
 from compress.checkpoint.load import load_model
-from compress.corpus import Windows, load_windows
+from compress.corpus import Windows, load_windows, overlap, save_windows
 from compress.distill.generate import generate
 from compress.distill.recipe import GenerateRecipe
 from compress.errors import CompressError
 from pipelines import generate as stage
+from pipelines import overlap as overlaps
 from pipelines.params import ParamsError, load
 
 SAID = {"windows": 5, "length": 20, "prompt_tokens": 6, "batch": 2}
@@ -121,6 +122,28 @@ def test_of_a_text_of_which_not_all_counts_the_model_s_own_words_all_do():
 def test_windows_of_another_length_cannot_come_along(tmp_path, monkeypatch):
     with pytest.raises(CompressError, match=r"generate.own-words.length: 24, .* that come along have 16; write that"):
         written(tmp_path, monkeypatch, 2, with_prompts=True)
+
+
+def test_evaluation_text_that_comes_along_is_warned_of_as_the_text_that_it_is_from(tmp_path, monkeypatch, capsys):
+    both, begun = written(tmp_path, monkeypatch, 4, length=16, with_prompts=True)
+    evaluation = Windows(begun.tokens[1:2], ["seen"])
+    write_text(tmp_path / "data" / "calibration", ["other"] * 4, seed=1)
+    for name, text in {"distillation": begun, "evaluation": evaluation}.items():
+        (tmp_path / "data" / name).mkdir()
+        save_windows(text, tmp_path / "data" / name)
+    capsys.readouterr()  # the bar of the writing
+    overlaps.main(tmp_path / "data", tmp_path / "source" / "tokenizer.json", tmp_path / "overlap.json")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("turbopress: warning: data.distillation: 100.0 % of the evaluation windows share a run")
+    assert overlap(both, evaluation).windows == [0]  # in its new order too
+
+
+def test_what_a_model_writes_is_never_begun_by_the_evaluation_text(tmp_path):
+    in_repository(tmp_path, prompts="evaluation")
+    with pytest.raises(
+        ParamsError, match=r"generate.own-words.prompts: .*'calibration' or 'distillation'.*'evaluation'"
+    ):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize(
