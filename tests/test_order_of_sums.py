@@ -18,7 +18,7 @@ from compress.quantize.walk import quantize_model
 
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "examples" / "demo" / "base"
-TEXT = CorpusRecipe(source="examples/demo/text/calibration.jsonl", windows=64, length=128)
+TEXT = CorpusRecipe(source="examples/demo/text/calibration.jsonl", windows=32, length=128)
 RECIPES = {
     "light": AwqRecipe(damping=0.2),  # as the demo has it
     "learned": AwqRecipe(rounding=Learned(method="learned", steps=8, held_out=4)),
