@@ -1,18 +1,16 @@
 """What each weight format costs the demo base, from the folder that was written, all on the same windows.
 
-    dvc repro fetch corpus && python benchmarks/demo_formats.py
+    dvc repro fetch corpus && python benchmarks/demo_formats.py && python benchmarks/readme.py
 
 The 4-bit rows have the default recipe; two of them keep linears in 16 bits. `fp8` is measured twice: with the inputs as
 they are, and with each token's inputs rounded to float8 in groups of 128 channels: on a Hopper card TurboMind's kernels
-take float8 inputs. Writes benchmarks/results/demo_formats.json and the table of docs/formats.md; a test compares them.
+take float8 inputs. Writes benchmarks/results/demo_formats.json, from which the table of docs/formats.md is made.
 """
 
 import json
-import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -34,8 +32,6 @@ from compress.quantize.walk import quantize_model
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "demo_formats.json"
-PAGE = ROOT / "docs" / "formats.md"
-TABLE = re.compile(r"(<!-- demo_formats.json -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 BASE = ROOT / "models" / "base"
 FLOAT8 = torch.float8_e4m3fn
 
@@ -74,18 +70,6 @@ def rounded_to_float8(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tens
     return ((groups / s).to(FLOAT8).to(groups.dtype) * s).flatten(-2), *args[1:]
 
 
-def render(page: str, rows: list[dict[str, Any]]) -> str:
-    """The page with the table of these rows."""
-    titles = ("format", "bits a linear's weight", "perplexity", "KL, nats", "top-1 as base")
-    head = f"| {' | '.join(titles)} |\n| --- | ---: | ---: | ---: | ---: |\n"
-    lines = [
-        f"| {row['format']} | {row['bits_per_linear_weight']:.2f} | {row['perplexity']:.3f} | {row['kl_nats']:.4f} "
-        f"| {100 * row['top1_agreement']:.1f} % |\n"
-        for row in rows
-    ]
-    return TABLE.sub(lambda match: match[1] + head + "".join(lines) + match[3], page)
-
-
 def main() -> None:
     """Measures every format and prints the table."""
     calibration, evaluation = (
@@ -110,7 +94,6 @@ def main() -> None:
                         module.register_forward_pre_hook(rounded_to_float8)
                 measure("fp8, inputs rounded as on Hopper", model, folder)
     RESULT.write_text(json.dumps(rows, indent=2) + "\n", "utf8")
-    PAGE.write_text(render(PAGE.read_text("utf8"), rows), "utf8")
     table = Table(*rows[0])
     for row in rows:
         table.add_row(row["format"], *(f"{value:.4f}" for key, value in row.items() if key != "format"))

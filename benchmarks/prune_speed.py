@@ -8,7 +8,6 @@ neither time nor memory depends on their values. A row a shape and way in benchm
 """
 
 import argparse
-import os
 import shutil
 import sys
 import time
@@ -19,11 +18,11 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import torch
-from host_memory import HostPeak, host_gib, is_limited_to, run_limited
+from host_memory import HostPeak, host_gib
 from quantizer import save, table
 from quantizer_quality import device, device_name
 from quantizer_speed import gigabytes
-from random_model import SHAPES, VOCAB, write_model
+from random_model import SHAPES, VOCAB, models
 
 from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.write import ModelWriter
@@ -78,30 +77,10 @@ def main():
     parser.add_argument("--host-gib", type=float, help="under this limit on host memory, kept by the kernel")
     parser.add_argument("--disk", type=Path, default=Path("/tmp"), help="where the models lie")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "prune_speed.json")
-    parser.add_argument("--written", action="store_true", help=argparse.SUPPRESS)  # the models lie there already
+    parser.add_argument("--keep", action="store_true", help="leave the models there; the next program takes them")
     args = parser.parse_args()
-    if args.written:
-        return measure(args)
-    folders = {shape: args.disk / f"random-{shape}" for shape in args.shapes}
-    try:
-        for shape, folder in folders.items():
-            shutil.rmtree(folder, ignore_errors=True)
-            write_model(folder, shape, args.layers)
-        if args.host_gib is None or is_limited_to(args.host_gib):
-            return measure(args)
-        forget(folders.values())  # written under the limit, a large model would wait for its own pages
-        raise SystemExit(run_limited(args.host_gib, [sys.executable, *sys.argv, "--written"]))
-    finally:
-        for folder in folders.values():
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def forget(folders):
-    """Has the kernel drop what it remembers of the files: whoever reads them has them counted as its own."""
-    for file in (file for folder in folders for file in folder.iterdir()):
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    with models(args):
+        measure(args)
 
 
 def measure(args):

@@ -64,7 +64,9 @@ def main():
     parser.add_argument("--training", type=Path, help="ablation: draw calibration from it (training_windows.py)")
     parser.add_argument("--kind", default="sotu", help="ablation: the set of --training that is drawn from")
     parser.add_argument("--num-windows", type=int, default=128, help="ablation: calibration windows of a draw")
-    parser.add_argument("--seeds", type=int, default=3, help="ablation: draws of a --model's calibration windows")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="ablation: of draws of a --model's calibration windows"
+    )
     parser.add_argument("--domains", nargs="+", help="ablation: held-out sets of --windows, all without it")
     parser.add_argument("--held-out", type=int, help="ablation: only so many windows of each")
     parser.add_argument("--shapes", nargs="+", default=["1.8b", "7b"], help="speed: of random_model.py")
@@ -73,6 +75,7 @@ def main():
     parser.add_argument("--shared", action="store_true", help="others use the GPU meanwhile")
     parser.add_argument("--profile", action="store_true", help="speed: seconds by part of the work")
     parser.add_argument("--disk", type=Path, default=Path("/tmp"), help="speed: where the models lie")
+    parser.add_argument("--keep", action="store_true", help="speed: leave them there; the next program takes them")
     args = parser.parse_args()
     measure, complete = measurement(args.what)
     rows = []

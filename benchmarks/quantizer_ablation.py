@@ -153,7 +153,7 @@ def files(args):
         raise SystemExit(f"--domains: {unknown[0]}: not held out in {args.windows}; there are {', '.join(every)}")
     pool = read_windows(args.training)[args.kind] if args.training else windows["calibration"]
     held_out = {name: windows[name][: args.held_out] for name in args.domains or every}
-    draws = {seed: drawn(pool, args.num_windows, seed) for seed in range(args.seeds)}
+    draws = {seed: drawn(pool, args.num_windows, seed) for seed in args.seeds}
     return Case(args.model.name, args.model, 64, draws, held_out)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -10,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from host_memory import HostPeak, host_gib, is_limited_to, run_limited
+from host_memory import HostPeak, host_gib
 from quality_windows import read_windows
-from random_model import SHAPES, VOCAB, operations, write_model
+from random_model import SHAPES, VOCAB, models, operations
 
 from compress.checkpoint.checkpoint import Checkpoint
 from compress.checkpoint.convert import write_in_layout
@@ -30,15 +29,14 @@ WINDOWS, LENGTH = 128, 2048
 
 def speed(args):
     """A row after each shape and recipe; with torchrun the first process reports."""
-    if args.host_gib and not is_limited_to(args.host_gib):
-        raise SystemExit(run_limited(args.host_gib, [sys.executable, *sys.argv]))
     workers = Workers.started()
-    rate = product_rate()
-    for shape in args.shapes:
-        for name in args.recipes or ["awq-light"]:
-            row = run(shape, name, args, workers, rate)
-            if workers.rank == 0:
-                yield [row]
+    with models(args, workers):
+        rate = product_rate()
+        for shape in args.shapes:
+            for name in args.recipes or ["awq-light"]:
+                row = run(shape, name, args, workers, rate)
+                if workers.rank == 0:
+                    yield [row]
 
 
 def product_rate():
@@ -55,12 +53,10 @@ def product_rate():
 
 
 def run(shape, name, args, workers, rate):
-    """One measurement; the model is made before and taken away behind."""
+    """One measurement; what it wrote is taken away behind it."""
     folder, out = args.disk / f"random-{shape}", args.disk / f"random-{shape}-w4"
     if workers.rank == 0:
-        for stale in (folder, out):
-            shutil.rmtree(stale, ignore_errors=True)
-        write_model(folder, shape, args.layers)
+        shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
     workers.wait()
     tokens = torch.randint(0, VOCAB, (WINDOWS, LENGTH), generator=torch.Generator().manual_seed(1))
@@ -92,7 +88,7 @@ def run(shape, name, args, workers, rate):
     if seconds:
         print(json.dumps({k: round(v, 2) for k, v in sorted(seconds.items(), key=lambda x: -x[1])}))
     if workers.rank == 0:
-        shutil.rmtree(folder), shutil.rmtree(out)
+        shutil.rmtree(out)
     workers.wait()
     return row
 

@@ -1,11 +1,18 @@
-"""InternLM2 models of real shapes and random weights, for timing: `write_model`."""
+"""InternLM2 models of real shapes and random weights, for timing: `models`."""
 
 import json
+import os
+import shutil
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from host_memory import is_limited_to, run_limited
 from safetensors.torch import save_file
 from torch import Tensor
+
+from compress.quantize.workers import ALONE
 
 SHAPES = {  # hidden, intermediate, heads, kv heads, layers
     "1.8b": (2048, 8192, 16, 8, 24),
@@ -13,6 +20,48 @@ SHAPES = {  # hidden, intermediate, heads, kv heads, layers
     "20b": (6144, 16384, 48, 8, 48),
 }
 VOCAB = 92544
+WRITTEN = "written.json"  # what a folder holds, once it holds all of it
+
+
+@contextmanager
+def models(args, workers=ALONE):
+    """While this is open, `args.shapes` lie on `args.disk`; they stay there with `args.keep`.
+
+    With `args.host_gib` the program runs once more, under this limit, when they do, and this one ends with it: written
+    under the limit, a large model would wait for its own pages.
+    """
+    folders = [args.disk / f"random-{shape}" for shape in args.shapes]
+    try:
+        if workers.rank == 0:
+            for shape, folder in zip(args.shapes, folders, strict=True):
+                provide_model(folder, shape, args.layers)
+        workers.wait()
+        if args.host_gib and not is_limited_to(args.host_gib):
+            forget(folders)
+            raise SystemExit(run_limited(args.host_gib, [sys.executable, *sys.argv, "--keep"]))
+        yield
+    finally:
+        if workers.rank == 0 and not args.keep:
+            for folder in folders:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def forget(folders):
+    """Has the kernel drop what it remembers of the files: whoever reads them has them counted as its own."""
+    for file in (file for folder in folders for file in folder.iterdir()):
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def provide_model(folder: Path, shape: str, num_layers: int | None = None) -> None:
+    """A model of this shape in a folder: the one that another program left there, or a new one in its place."""
+    said = json.dumps({"shape": shape, "layers": num_layers or SHAPES[shape][-1]})
+    stamp = folder / WRITTEN
+    if not stamp.exists() or stamp.read_text() != said:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_model(folder, shape, num_layers)
+        stamp.write_text(said)
 
 
 def write_model(folder: Path, shape: str, num_layers: int | None = None) -> None:

@@ -16,6 +16,8 @@ sys.path.append(str(Path(__file__).parent))
 
 import readme_distilled
 import readme_engine
+import readme_formats
+import readme_ingredients
 import readme_pruned
 from readme_distilled import share
 from readme_engine import read
@@ -26,6 +28,7 @@ from serving.profile import EngineProfile
 from serving.shape import read_shape
 
 ROOT = Path(__file__).parents[1]
+PROCESSOR_TIMES = 3  # what quantizing on a processor is to take at most, of the two forward passes in it
 MOVED = 0.03  # by which a recipe's divergence differs between two runs at most
 SECTION = re.compile(r"(<!-- (\w+)[^>]*-->)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -92,7 +95,9 @@ def _processor() -> str:
     """Two cores' seconds beside the forward passes, a layout after the other."""
     rows = read("benchmarks/results/quantizer_cpu.json")
     times = " and ".join(f"{row['times_two_forwards']:.1f} times in the layout {row['layout']}" for row in rows)
-    return f"{rows[0]['elapsed_s']:.0f} s on {rows[0]['threads']} CPU cores; of the two forward passes alone, {times}"
+    told = f"{rows[0]['elapsed_s']:.0f} s on {rows[0]['threads']} CPU cores; of the two forward passes alone, {times}"
+    missed = max(row["times_two_forwards"] for row in rows) > PROCESSOR_TIMES
+    return f"{told}, more than the {PROCESSOR_TIMES} that were aimed at" if missed else told
 
 
 def _speed_row(row: dict[str, Any]) -> str:
@@ -194,7 +199,7 @@ def _cut() -> str:
     rows = [row for row in read("benchmarks/results/prune.json") if row["domain"] == "sotu"]
     rows.sort(key=lambda row: row["kl_nats"])
     narrow = next(row for row in rows if not row["removed"])
-    short = next(row for row in rows if row["removed"])
+    short = next(row for row in rows if row["removed"] and "size" not in row["recipe"])  # and nothing besides layers
     return f"{narrow['kl_nats']:.2f} nats a token, {len(short['removed'])} layers fewer {short['kl_nats']:.2f}"
 
 
@@ -281,6 +286,8 @@ PAGES: dict[str, Mapping[str, Callable[[], str]]] = {
     "README.md": SECTIONS,
     "docs/pruning.md": readme_pruned.SECTIONS,
     "docs/distillation.md": readme_pruned.SECTIONS,
+    "docs/formats.md": readme_formats.SECTIONS,
+    "docs/quantizing.md": readme_ingredients.SECTIONS,
 }
 
 

@@ -37,7 +37,8 @@ def engine_numbers(folder: Path, asked: Asked, way: Way, work: Path) -> Numbers 
     length = max(map(len, [*asked.windows, *asked.text_ids])) + NUM_GREEDY
     told: dict[str, Any] = {"model_format": shape.quant_method}
     told |= profile(way.kv_bits, way.tp).model_dump(include={"tp", "quant_policy"})
-    told |= {"cache_max_entry_count": 0.2, "session_len": length, "max_batch_size": 16, "dtype": "float16"}
+    told |= {"cache_max_entry_count": 0.2, "session_len": length, "max_batch_size": 16}
+    told["dtype"] = "bfloat16" if shape.quant_method == "fp8" else "float16"  # fp8's kernels on Hopper have no float16
     values = {"folder": str(folder), "engine": told, "windows": asked.windows, "texts": asked.texts}
     job.write_text(json.dumps(values | {"greedy": NUM_GREEDY}), "utf8")
     job.with_suffix(".answer").unlink(missing_ok=True)

@@ -181,7 +181,7 @@ def test_each_ingredient_has_a_row_a_draw_and_domain_beside_the_whole_recipe(mod
     windows = tmp_path / "windows.safetensors"
     write_windows(windows, 16, calibration=16, a=3, b=4)
     variants = [name for name in benchmark("quantizer_ablation").VARIANTS if name not in {"and learned rounding"}]
-    options = ["--num-windows", "8", "--seeds", "2", "--domains", "b", "--held-out", "2", "--recipes", *variants]
+    options = ["--num-windows", "8", "--seeds", "0", "1", "--domains", "b", "--held-out", "2", "--recipes", *variants]
     done = ablation(model, windows, tmp_path, *options)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "quantizer_ablation.json").read_text())
