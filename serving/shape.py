@@ -4,6 +4,7 @@ The language model of a vision-language folder stands in a nested section, its v
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from serving.errors import ServingError
 CONFIG = "config.json"
 LANGUAGE_SECTIONS = ("llm_config", "text_config")  # InternVL's word and LLaVA's
 REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+KEPT = ("modules_to_not_convert", "ignore")  # how formats name the linears that stay in 16 bits
+PATTERN = "re:"  # what compressed-tensors writes before a regular expression
 BIASES = ("bias", "attention_bias", "mlp_bias")
 ROPE_SECTIONS = ("rope_scaling", "rope_parameters")  # of transformers 4 and 5
 
@@ -40,6 +43,7 @@ class Shape:
     vision_dtype: str | None  # likewise of what sees
     vision_parameters: int  # of a vision tower and projector; 0 where the model sees no images
     language: str | None = None  # the language model's architecture, where it is a part; None where it is the whole
+    kept: tuple[str, ...] = ()  # names, or patterns of names, of what a quantized model has in 16 bits
     biases: tuple[str, ...] = ()  # which of BIASES config.json says that the linears have
     rope: Mapping[str, Any] = field(default_factory=dict, hash=False)  # what it says of positions, as it says it
 
@@ -112,6 +116,7 @@ def parse_shape(raw: Mapping[str, Any], place: str) -> Shape:
         vision_dtype=_dtype(raw.get("vision_config") or {}),
         vision_parameters=_vision_parameters(raw, text["hidden_size"]) if section else 0,
         language=(text.get("architectures") or [None])[0] if section else None,
+        kept=_kept(quantization, place),
         biases=tuple(key for key in BIASES if text.get(key)),
         rope={key: text[key] for key in ("rope_theta", *ROPE_SECTIONS) if key in text},
     )
@@ -146,6 +151,28 @@ def _weights(quantization: Mapping[str, Any]) -> Mapping[str, Any]:
     groups: Mapping[str, Any] = quantization.get("config_groups") or {}
     weights: Mapping[str, Any] = next((group.get("weights") or {} for group in groups.values()), {})
     return weights
+
+
+def _kept(quantization: Mapping[str, Any], place: str) -> tuple[str, ...]:
+    """What is left in 16 bits, as config.json names it."""
+    found: list[str] = []
+    for key in KEPT:
+        names = quantization.get(key) or []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ServingError(f"{place}: {key} is {names!r}, not a list of names; write the published value")
+        found += names
+    for name in found:
+        if name.startswith(PATTERN):
+            _require_pattern(name.removeprefix(PATTERN), place)
+    return tuple(found)
+
+
+def _require_pattern(pattern: str, place: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        told = f"ignore has {PATTERN}{pattern}, which is no regular expression ({error})"
+        raise ServingError(f"{place}: {told}; write the published value") from None
 
 
 def _rope_factor(text: Mapping[str, Any], place: str) -> float:
