@@ -47,7 +47,7 @@ def memory(
     bits = _bits(weights, shape)
     stored = in_4_bits(shape) if bits == 4 < shape.bits else shape
     profile = batched(fitted(engine_profile(cache, kv, tp, session_len, max_batch), stored, model), card)
-    planned = plan(shape, profile, gpu_bytes, bits)
+    planned = plan(stored, profile, gpu_bytes, bits)
     chosen = Choice(bits, profile, planned)
     rows = choices(shape, profile, planned.gpu_bytes)
     wanted = _load(load) if load else None

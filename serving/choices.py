@@ -50,7 +50,7 @@ class Choice:
 
 def in_4_bits(shape: Shape) -> Shape:
     """The shape of the model's 4-bit variant."""
-    return replace(shape, bits=4, quant_method="awq", group_size=128)
+    return replace(shape, bits=4, quant_method="awq", group_size=128, kept=())
 
 
 def choices(shape: Shape, profile: EngineProfile, gpu_bytes: int, ratios: Sequence[float] = RATIOS) -> list[Choice]:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 
 from serving.errors import ServingError
 from serving.gpus import BATCH_OF_OTHERS
+from serving.kept import kept_parameters
 from serving.profile import EngineProfile
 from serving.shape import Shape
 
@@ -73,14 +74,15 @@ def plan(shape: Shape, profile: EngineProfile, gpu_bytes: int, weight_bits: int 
 
 
 def weights_bytes(shape: Shape, tp: int, bits: int) -> int:
-    """The weights on one of `tp` GPUs: linears in `bits`, embeddings, head and norms in 16.
+    """The weights on one of `tp` GPUs: linears in `bits`; embeddings, head, norms and the linears kept so in 16.
 
     The scales of 8-bit blocks of 128 × 128 are too few to count.
     """
     if bits not in (4, 8, 16):
         raise ServingError(f"weights of {bits} bits: no engine of ours has them; choose 4, 8 or 16")
     spent = bits + (SCALE_AND_ZERO_BITS / (shape.group_size or 128) if bits == 4 else 0)
-    return round((shape.linear_parameters * spent / 8 + shape.other_parameters * 2) / tp)
+    kept = kept_parameters(shape)
+    return round(((shape.linear_parameters - kept) * spent / 8 + (shape.other_parameters + kept) * 2) / tp)
 
 
 def block_bytes(shape: Shape, profile: EngineProfile) -> int:

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 from registry.card import PYTORCH_ONLY
-from serving import ranks
+from serving import ranks, turbomind
 from serving.errors import ServingError
 from serving.gpus import default_batch
 from serving.shape import Shape
@@ -86,8 +86,10 @@ def problems(profile: EngineProfile, shape: Shape) -> list[str]:
     if profile.quant_policy not in kv_bits(shape):
         found.append(f"quant_policy 4 ends the engine with heads of {shape.head_dim}; use 0 or 8")
     found += ranks.problems(shape, profile.tp)
-    if shape.sees_images and backend(shape) == "turbomind":
-        found += _two_types(shape)
+    if backend(shape) == "turbomind":
+        found += turbomind.problems(shape)
+        if shape.sees_images:
+            found += _two_types(shape)
     found += _wrong_format(profile, shape)
     if profile.session_len and shape.longest_session and profile.session_len > shape.longest_session:
         found.append(f"session_len {profile.session_len} is longer than the model's {shape.longest_session} positions")

@@ -4,8 +4,9 @@ The language model of a vision-language folder stands in a nested section, its v
 """
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from serving.errors import ServingError
 CONFIG = "config.json"
 LANGUAGE_SECTIONS = ("llm_config", "text_config")  # InternVL's word and LLaVA's
 REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+KEPT = ("modules_to_not_convert", "ignore")  # how formats name the linears that stay in 16 bits
+PATTERN = "re:"  # what compressed-tensors writes before a regular expression
+BIASES = ("bias", "attention_bias", "mlp_bias")
+ROPE_SECTIONS = ("rope_scaling", "rope_parameters")  # of transformers 4 and 5
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,15 @@ class Shape:
     dtype: str | None  # of what is not quantized; None where config.json does not say
     vision_dtype: str | None  # likewise of what sees
     vision_parameters: int  # of a vision tower and projector; 0 where the model sees no images
+    language: str | None = None  # the language model's architecture, where it is a part; None where it is the whole
+    kept: tuple[str, ...] = ()  # names, or patterns of names, of what a quantized model has in 16 bits
+    biases: tuple[str, ...] = ()  # which of BIASES config.json says that the linears have
+    rope: Mapping[str, Any] = field(default_factory=dict, hash=False)  # what it says of positions, as it says it
+
+    @property
+    def decoder(self) -> str:
+        """The architecture of what speaks."""
+        return self.language or self.architecture
 
     @property
     def sees_images(self) -> bool:
@@ -79,7 +93,8 @@ def parse_shape(raw: Mapping[str, Any], place: str) -> Shape:
     """The shape in a parsed config.json."""
     section = next((name for name in LANGUAGE_SECTIONS if isinstance(raw.get(name), dict)), None)
     text = raw[section] if section else raw
-    _require(text, place if section is None else f"{place}: {section}")
+    text_place = place if section is None else f"{place}: {section}"
+    _require(text, text_place)
     heads = text["num_attention_heads"]
     quantization = raw.get("quantization_config") or text.get("quantization_config") or {}
     return Shape(
@@ -92,7 +107,7 @@ def parse_shape(raw: Mapping[str, Any], place: str) -> Shape:
         head_dim=text.get("head_dim") or text["hidden_size"] // heads,
         vocab=text["vocab_size"],
         max_positions=text.get("max_position_embeddings"),
-        rope_factor=_rope_factor(text),
+        rope_factor=_rope_factor(text, text_place),
         tied=bool(text.get("tie_word_embeddings", False)),
         bits=_bits(quantization) if quantization else 16,
         group_size=_group_size(quantization) if quantization else None,
@@ -100,6 +115,10 @@ def parse_shape(raw: Mapping[str, Any], place: str) -> Shape:
         dtype=_dtype(raw) or _dtype(text),
         vision_dtype=_dtype(raw.get("vision_config") or {}),
         vision_parameters=_vision_parameters(raw, text["hidden_size"]) if section else 0,
+        language=(text.get("architectures") or [None])[0] if section else None,
+        kept=_kept(quantization, place),
+        biases=tuple(key for key in BIASES if text.get(key)),
+        rope={key: text[key] for key in ("rope_theta", *ROPE_SECTIONS) if key in text},
     )
 
 
@@ -134,11 +153,46 @@ def _weights(quantization: Mapping[str, Any]) -> Mapping[str, Any]:
     return weights
 
 
-def _rope_factor(text: Mapping[str, Any]) -> float:
+def _kept(quantization: Mapping[str, Any], place: str) -> tuple[str, ...]:
+    """What is left in 16 bits, as config.json names it."""
+    found: list[str] = []
+    for key in KEPT:
+        names = quantization.get(key) or []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ServingError(f"{place}: {key} is {names!r}, not a list of names; write the published value")
+        found += names
+    for name in found:
+        if name.startswith(PATTERN):
+            _require_pattern(name.removeprefix(PATTERN), place)
+    return tuple(found)
+
+
+def _require_pattern(pattern: str, place: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        told = f"ignore has {PATTERN}{pattern}, which is no regular expression ({error})"
+        raise ServingError(f"{place}: {told}; write the published value") from None
+
+
+def _rope_factor(text: Mapping[str, Any], place: str) -> float:
     """`factor` of a RoPE that stretches, in either generation's spelling; llama3's positions are the stretched ones."""
+    theta = text.get("rope_theta")
+    wrong = [f"rope_theta is {theta!r}"] if theta is not None and not _is_number(theta) else []
+    wrong += [f"{key} is {text[key]!r}" for key in ROPE_SECTIONS if not isinstance(text.get(key) or {}, Mapping)]
+    if wrong:
+        raise ServingError(f"{place}: {', '.join(wrong)}; write the published values")
     rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
-    return float(rope.get("factor", 1.0)) if kind in ("linear", "dynamic") else 1.0
+    if kind not in ("linear", "dynamic"):
+        return 1.0
+    if not _is_number(rope.get("factor")):
+        raise ServingError(f"{place}: rope {kind} has factor {rope.get('factor')!r}; write the published value")
+    return float(rope["factor"])
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _vision_parameters(raw: Mapping[str, Any], hidden: int) -> int:
