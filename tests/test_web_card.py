@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from browsing import ROOT, needs_chromium, opened, visit
-from serving_process import KEY, Served, environment
+from serving_process import KEY, Served, environment, free_port
 from tiny_repository import make_repository
 
 pytest_plugins = ["chromium"]
@@ -69,6 +69,14 @@ def test_the_card_of_what_a_server_serves_stands_beside_it(browser, repository, 
         server.end(signal.SIGTERM)
     assert card.startswith(f"{address} calls its model awq-w4. This stands here under that name:")
     assert re.search(r"perplexity\s+12.5", card)
+
+
+@needs_chromium
+def test_the_card_that_is_named_for_a_server_is_shown_whatever_the_server_says(browser, repository):
+    address = f"http://127.0.0.1:{free_port()}"  # nobody is there
+    for told, words in ((["--card", "awq-w4"], "A quantized model"), ([], f"No card: {address}: no answer")):
+        with opened(repository, address, *told) as place, visit(browser, place) as page:
+            page.wait_for_selector(f"#card >> text={words}")
 
 
 def test_a_card_that_is_of_no_server_is_refused(repository):
