@@ -23,6 +23,7 @@ from serving.images import picture, words
 from serving.profile import EngineProfile
 from serving.shape import read_shape
 
+CODED = "InternVLChatModel"  # as InternVL is published; `vision give` writes InternVLForConditionalGeneration
 ONE_AT_A_TIME = threading.Lock()  # torch has one source of chance: two answers at once would change each other's
 
 
@@ -65,7 +66,11 @@ class TransformersEngine:
 
 def load(folder: Path, profile: EngineProfile) -> Engine:
     """The folder's model; what a profile says of a GPU server's memory does not concern it."""
-    if read_shape(folder).sees_images:
+    shape = read_shape(folder)
+    if shape.architecture == CODED:
+        told = f"{CODED} is a class that comes with the checkpoint, and its code is not run here"
+        raise ServingError(f"{folder}: {told}; write it for the stock class by `turbopress vision take` and `give`")
+    if shape.sees_images:
         return SeeingEngine.load(folder)
     return TransformersEngine(folder.name, Speaker.load(folder, device()))
 

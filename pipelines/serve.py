@@ -99,7 +99,7 @@ def _serve_here(folder: Path, model: str, host: str, port: int) -> None:
 
     loaded = load_engine(folder, EngineProfile(), "transformers")
     print(f"{model}: ready at http://{host}:{port}/v1, one answer at a time", flush=True)
-    local_server.run(loaded, host=host, port=port, key=os.environ.get(API_KEY))
+    local_server.run(loaded, name=_served_name(model), host=host, port=port, key=os.environ.get(API_KEY))
 
 
 def require_memory(shape: Shape, profile: EngineProfile, cards: list[Gpu], place: str) -> MemoryPlan:

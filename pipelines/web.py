@@ -1,17 +1,17 @@
 """`turbopress web`: the chat page for variants, folders, registered versions or running servers."""
 
 import importlib.util
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from compress.errors import CompressError
+from pipelines.about import about_served, about_stored, reports
 from pipelines.chat import open_engine
 from pipelines.folders import model_folder
 from pipelines.params import ParamsError
-from pipelines.stage import repository_root
 from registry.errors import RegistryError
 from serving.client import is_address
 from serving.errors import ServingError
@@ -34,9 +34,13 @@ def web(
     host: Annotated[str, typer.Option(help="who may connect; this machine alone, unless told otherwise")] = LOOPBACK,
     port: Annotated[int, typer.Option(min=1, max=LAST_PORT)] = PAGE_PORT,
     images: Annotated[bool, typer.Option(help="a server among them takes images")] = False,
+    card: Annotated[
+        list[str] | None,
+        typer.Option(help="what a server serves, where its model's name does not say: a variant, a folder, NAME@ALIAS"),
+    ] = None,
 ) -> None:
     """Open the chat page: stream, stop, regenerate, and two variants side by side on one prompt."""
-    page = build_page(models, images=images)
+    page = build_page(models, card or [], images=images)
     require_free(host, port)
     from serving.web.page import CSS  # noqa: PLC0415 - the extra [web]
 
@@ -45,24 +49,31 @@ def web(
     page.block_thread()
 
 
-def build_page(models: list[str], *, images: bool = False) -> "gradio.Blocks":
-    """The page for these names; whatever is wrong with one is said before it opens."""
+def build_page(models: list[str], cards: Sequence[str] = (), *, images: bool = False) -> "gradio.Blocks":
+    """The page for these names, and what the servers among them serve, in their order; whatever is wrong with one is
+    said before it opens.
+    """
     if importlib.util.find_spec("gradio") is None:
         raise ServingError("web: gradio is not installed; pip install 'turbopress[web]'")
     from serving.web.page import build  # noqa: PLC0415 - the extra [web]
 
-    return build([_offer(model, images=images) for model in models], _table())
+    addresses = [model for model in models if is_address(model)]
+    if len(cards) > len(addresses):
+        raise ParamsError(
+            f"--card {cards[len(addresses)]}: is of no server; give one for each http://HOST:PORT, or none"
+        )
+    told = dict(zip(addresses, cards, strict=False))
+    return build([_offer(model, told.get(model), images=images) for model in models], _table())
 
 
-def _offer(model: str, *, images: bool) -> "Offer":
-    from serving.web.offers import Offer, read_card  # noqa: PLC0415
+def _offer(model: str, card: str | None, *, images: bool) -> "Offer":
+    from serving.web.offers import Offer  # noqa: PLC0415
 
-    if is_address(model):
-        return Offer(model, partial(_opened, model), f"Served at {model}", images)
-    folder = model_folder(model)
-    key = model.rsplit("@", 1)[-1].rstrip("/").rsplit("/", 1)[-1]
-    card = read_card(folder, _reports() / f"{key}.json")
-    return Offer(model, partial(_opened, model), card, read_shape(folder).sees_images)
+    opened = partial(_opened, model)
+    if is_address(model) and card is None:
+        return Offer(model, opened, partial(about_served, model), images)
+    folder = model_folder(card or model)
+    return Offer(model, opened, partial(about_stored, card or model, folder), read_shape(folder).sees_images)
 
 
 def _opened(model: str) -> "Engine":
@@ -75,13 +86,5 @@ def _opened(model: str) -> "Engine":
 
 def _table() -> str:
     """The comparison of all variants, where there is one."""
-    page = _reports() / "summary.md"
+    page = reports() / "summary.md"
     return page.read_text("utf8") if page.is_file() else ""
-
-
-def _reports() -> Path:
-    """Where the pipeline writes what it measured; outside a repository, a folder that is not there."""
-    try:
-        return repository_root() / "reports"
-    except ParamsError:
-        return Path("reports")

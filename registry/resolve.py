@@ -37,6 +37,15 @@ def resolve_version(reference: str, *, root: Path) -> tuple[Path, Version]:
     return folder, version
 
 
+def find_here(reference: str, *, root: Path) -> Path | None:
+    """The folder of the artifact where its files are on this machine; None where they would have to be fetched."""
+    store = connect(root)
+    with explained(store.uri):
+        version = find_version(store, reference)
+        folder = local_path(_location(store, version)) or _cache(version) / "artifacts"
+    return folder if folder.is_dir() else None
+
+
 def find_version(store: Store, reference: str) -> Version:
     """The version that `name@alias` or `name/version` means now."""
     parts = REFERENCE.fullmatch(reference)
@@ -73,7 +82,7 @@ def _chosen(listed: list[Version], alias: str | None, number: str | None, refere
 
 
 def _folder(store: Store, version: Version) -> Path:
-    location = store.client.get_logged_model(version.model_id).artifact_location
+    location = _location(store, version)
     folder = local_path(location)
     if folder is None:
         return _downloaded(store, version, location)
@@ -83,10 +92,18 @@ def _folder(store: Store, version: Version) -> Path:
     return folder
 
 
+def _location(store: Store, version: Version) -> str:
+    return str(store.client.get_logged_model(version.model_id).artifact_location)
+
+
+def _cache(version: Version) -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "turbopress" / version.digest
+
+
 def _downloaded(store: Store, version: Version, location: str) -> Path:
     from mlflow.artifacts import download_artifacts  # noqa: PLC0415 (loaded by now)
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "turbopress" / version.digest
+    cache = _cache(version)
     if not cache.exists():
         with fresh_folder(cache) as incoming:
             # Asked for by models:/m-…, MLflow would look into the store of the current directory.

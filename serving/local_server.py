@@ -62,8 +62,9 @@ class AskedText(Asked):
 Kind = Literal["chat.completion", "text_completion"]
 
 
-def build(engine: Engine, key: str | None) -> FastAPI:
-    """The application; with a key, every request but /health must have it."""
+def build(engine: Engine, key: str | None, name: str | None = None) -> FastAPI:
+    """The application, which calls the model by this name; with a key, every request but /health must have it."""
+    name = name or engine.name
     app = FastAPI(title="turbopress", docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.middleware("http")
@@ -80,15 +81,15 @@ def build(engine: Engine, key: str | None) -> FastAPI:
 
     @app.get("/v1/models")
     def models() -> dict[str, Any]:
-        return {"object": "list", "data": [{"id": engine.name, "object": "model", "owned_by": "turbopress"}]}
+        return {"object": "list", "data": [{"id": name, "object": "model", "owned_by": "turbopress"}]}
 
     @app.post("/v1/chat/completions")
     def chat(asked: AskedChat) -> Response:
-        return _answer(engine, "chat.completion", _begun(engine.chat(asked.messages, asked.sampling)), asked)
+        return _answer(name, "chat.completion", _begun(engine.chat(asked.messages, asked.sampling)), asked)
 
     @app.post("/v1/completions")
     def complete(asked: AskedText) -> Response:
-        return _answer(engine, "text_completion", _begun(engine.complete(asked.prompt, asked.sampling)), asked)
+        return _answer(name, "text_completion", _begun(engine.complete(asked.prompt, asked.sampling)), asked)
 
     @app.exception_handler(ServingError)
     def refused(request: Request, error: ServingError) -> Response:
@@ -118,8 +119,8 @@ def _begun(answer: Pieces) -> Pieces:
     return whole()
 
 
-def _answer(engine: Engine, kind: Kind, pieces: Pieces, asked: Asked) -> Response:
-    about = {"id": uuid.uuid4().hex, "created": int(time.time()), "model": engine.name}
+def _answer(name: str, kind: Kind, pieces: Pieces, asked: Asked) -> Response:
+    about = {"id": uuid.uuid4().hex, "created": int(time.time()), "model": name}
     if asked.stream:
         told = bool(asked.stream_options and asked.stream_options.include_usage)
         return StreamingResponse(_events(about, kind, pieces, told), media_type="text/event-stream")
@@ -179,6 +180,6 @@ def _event(value: dict[str, Any]) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
 
-def run(engine: Engine, *, host: str, port: int, key: str | None) -> None:
+def run(engine: Engine, *, name: str, host: str, port: int, key: str | None) -> None:
     """Serves until a signal; uvicorn handles those."""
-    uvicorn.run(build(engine, key), host=host, port=port, log_level="warning")
+    uvicorn.run(build(engine, key, name), host=host, port=port, log_level="warning")

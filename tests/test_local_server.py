@@ -46,6 +46,16 @@ def test_the_served_answer_is_that_of_the_folder(local, repository, monkeypatch)
     assert "".join(local.client.complete("word100", greedy)) == "".join(here.complete("word100", greedy))
 
 
+def test_the_model_is_called_as_whoever_started_the_server_called_it(repository, monkeypatch):
+    """The files of NAME@ALIAS lie in a folder of another name."""
+    monkeypatch.setenv("TURBOPRESS_DEVICE", "cpu")
+    engine = load_engine(repository / "models" / "awq-w4", EngineProfile(), "transformers")
+    here = TestClient(build(engine, None, "demo@awq-w4"))
+    said = {"messages": [{"role": "user", "content": "word100"}], "max_tokens": 2}
+    assert [model["id"] for model in here.get("/v1/models").json()["data"]] == ["demo@awq-w4"]
+    assert here.post("/v1/chat/completions", json=said).json()["model"] == "demo@awq-w4"
+
+
 def asked(local, path, body):
     """What the server sends, whole."""
     connection = http.client.HTTPConnection("127.0.0.1", local.port)

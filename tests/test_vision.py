@@ -1,5 +1,6 @@
 """Vision-language folders: the language model out, compressed, and back in; what sees stays as it is."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -261,6 +262,23 @@ def test_a_quantized_llava_answers_about_an_image_in_this_process(tmp_path, monk
     elsewhere = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/y.png"}}]}]
     with pytest.raises(ServingError, match="send its bytes"):
         list(pipe.stream(elsewhere))
+
+
+def test_a_published_internvl_is_refused_in_this_process_with_what_to_do(tmp_path):
+    folder = write_internvl(tmp_path / "internvl")
+    with pytest.raises(ServingError) as refused:
+        pipeline(folder, engine="transformers")
+    assert str(refused.value) == (
+        f"{folder}: InternVLChatModel is a class that comes with the checkpoint, and its code is not run here; "
+        "write it for the stock class by `turbopress vision take` and `give`"
+    )
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is here: it answers")
+def test_an_internvl_whose_processor_wants_torchvision_is_refused_in_one_line(tmp_path):
+    made = Made(tmp_path, write_internvl)
+    with pytest.raises(ServingError, match=r"joined: its processor cannot be made \(.*torchvision.*\); serve it by"):
+        pipeline(made.joined, engine="transformers")
 
 
 @pytest.mark.skipif(not PROGRAM.is_dir(), reason="../shared/turbomind_check is not there")

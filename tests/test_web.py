@@ -1,25 +1,16 @@
 """What the chat page's buttons do, without a browser."""
 
-import html
-import json
-import os
-import subprocess
-import sys
 import threading
-import time
-import urllib.request
 from pathlib import Path
 
-import pytest
-from serving_process import free_port
-
+from compress.checkpoint.tokenizer import write_tokenizer
 from serving.engine import Sampling
 from serving.errors import ServingError
-from serving.web.differences import marked, share_equal, tokens
-from serving.web.offers import Offer, read_card
+from serving.images import data_url
+from serving.web.offers import About, Offer, read_card
 from serving.web.talk import Stops, answered, asked, side_by_side, spoken
 
-ROOT = Path(__file__).parents[1]
+BASE = Path(__file__).parents[1] / "examples" / "demo" / "base"
 HOT = Sampling(max_tokens=8, temperature=0)
 
 
@@ -48,19 +39,6 @@ def offered(parrot):
 
 def unloadable():
     raise ServingError("models/x: model.safetensors was altered; fetch it again")
-
-
-@pytest.mark.parametrize("text", ["", "A dog, and a cat.", "你好，world  two\nlines", "日本語 mixed with words"])
-def test_tokens_joined_are_the_text(text):
-    assert "".join(tokens(text)) == text
-
-
-def test_what_differs_is_marked_in_both_and_nothing_else():
-    left, right = marked("A dog is cute.", "A dog is very <b>old</b>.")
-    assert left == "A dog is<mark> cute</mark>."
-    assert right == f"A dog is<mark>{html.escape(' very <b>old</b>')}</mark>."
-    assert marked("same words", "same words") == ("same words", "same words")
-    assert share_equal("a b c d", "a b x d") == 0.75
 
 
 def test_an_answer_grows_and_the_history_ends_with_it():
@@ -99,7 +77,7 @@ def test_a_model_that_cannot_be_loaded_says_so_where_its_answer_would_stand():
     (told,) = spoken(Offer("x", unloadable), [], HOT, threading.Event())
     assert told == "⚠ models/x: model.safetensors was altered; fetch it again"
     pair = (Offer("one", lambda: Parrot("a")), Offer("x", unloadable))
-    *_, (left, right, _) = side_by_side(*pair, "hi", "", HOT, threading.Event())
+    *_, (left, right, _) = side_by_side(pair, "hi", [], "", HOT, threading.Event())
     assert "a" in left
     assert "model.safetensors" in right
 
@@ -111,12 +89,53 @@ def test_what_is_no_image_is_refused_before_the_model_is_asked(tmp_path):
     assert refusal["content"] == f"⚠ {tmp_path / 'x.png'}: is no PNG, JPEG or WebP; convert it"
 
 
-def test_side_by_side_ends_with_the_differences():
-    pair = (Offer("one", lambda: Parrot("a ", "b")), Offer("two", lambda: Parrot("a ", "c")))
-    *_, (left, right, verdict) = side_by_side(*pair, "hi", "", HOT, threading.Event())
+def pair_of(*answers, **more):
+    return tuple(Offer(name, lambda said=said: Parrot(*said), **more) for name, said in answers)
+
+
+def test_side_by_side_ends_with_the_differences_in_words_where_there_is_no_tokenizer():
+    pair = pair_of(("one", ["a ", "b"]), ("two", ["a ", "c"]))
+    *_, (left, right, verdict) = side_by_side(pair, "hi", [], "", HOT, threading.Event())
     assert "<mark> b</mark>" in left
     assert "<mark> c</mark>" in right
-    assert verdict == "50 % of the tokens are the same; what differs is marked."
+    assert verdict == (
+        "50 % of the words are the same; what differs is marked. "
+        "Words are compared, because neither model's tokenizer is here."
+    )
+
+
+def test_side_by_side_compares_by_the_tokenizer_that_is_here_be_it_the_second_s(tmp_path):
+    write_tokenizer(BASE, tmp_path)
+    (one, other), known = pair_of(("one", ["a elephant"]), ("two", ["a elephants"])), About(folder=tmp_path)
+    for pair, name in (((one, Offer("two", other.open, lambda: known)), "two"),
+                       ((Offer("one", one.open, lambda: known), other), "one")):  # fmt: skip
+        *_, (left, right, verdict) = side_by_side(pair, "hi", [], "", HOT, threading.Event())
+        assert "mark" not in left
+        assert right == '<div class="answer">a elephant<mark>s</mark></div>'
+        assert verdict == (
+            f"80 % of the tokens are the same; what differs is marked. Both are cut by the tokenizer of {name}."
+        )
+
+
+def test_a_damaged_tokenizer_is_told_and_the_answers_stay(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{")
+    pair = pair_of(("one", ["a"]), ("two", ["b"]), about=lambda: About(folder=tmp_path))
+    *_, (left, right, verdict) = side_by_side(pair, "hi", [], "", HOT, threading.Event())
+    assert ("a<" in left, "b<" in right) == (True, True)
+    assert verdict.startswith(f"⚠ {tmp_path / 'tokenizer.json'}: ")
+
+
+def test_one_image_goes_to_both_where_both_see_and_to_none_where_one_does_not(tmp_path):
+    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    parrots = Parrot("a"), Parrot("b")
+    seeing = tuple(Offer(name, lambda p=p: p, sees_images=True) for name, p in zip("ab", parrots, strict=True))
+    list(side_by_side(seeing, "what is it?", [tmp_path / "x.png"], "", HOT, threading.Event()))
+    url = {"type": "image_url", "image_url": {"url": data_url(tmp_path / "x.png")}}
+    assert [p.asked[0][0]["content"][0] for p in parrots] == [url, url]
+    blind = (seeing[0], Offer("blind", unloadable))
+    (told,) = side_by_side(blind, "what is it?", [tmp_path / "x.png"], "", HOT, threading.Event())
+    assert told == ("", "", "⚠ blind: takes no images; leave them out, or choose two models that see")
+    assert len(parrots[0].asked) == 1
 
 
 def test_a_model_is_loaded_once_and_only_when_it_is_asked():
@@ -134,57 +153,3 @@ def test_a_card_is_shown_without_its_front_matter_and_with_its_figures(tmp_path)
     assert "license" not in text
     assert "### name" in text
     assert "| kl nats | 0.01562 |\n| parameters | 1,500,000 |" in text
-
-
-# --- what a hosting service starts
-
-
-def test_requirements_are_those_of_pyproject():
-    tomllib = pytest.importorskip("tomllib")  # Python 3.11
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]
-    lines = [line for line in (ROOT / "requirements.txt").read_text("utf8").splitlines() if not line.startswith("#")]
-    assert lines == project["dependencies"] + project["optional-dependencies"]["web"]
-
-
-def test_app_py_makes_the_page_from_the_base_that_comes_with_the_repository():
-    told = "import app; print(type(app.demo).__name__, 'examples/demo/base' in str(app.demo.config))"
-    done = subprocess.run([sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["Blocks", "True"]
-
-
-@pytest.fixture(scope="module")
-def hosted():
-    """app.py as a hosting service starts it: its address."""
-    port = free_port()
-    env = os.environ | {
-        "PYTHONPATH": str(ROOT), "TURBOPRESS_DEVICE": "cpu", "GRADIO_SERVER_PORT": str(port),
-        "GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1",
-    }  # fmt: skip
-    with subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            for _ in range(600):
-                if process.poll() is not None or _answers(f"http://127.0.0.1:{port}/"):
-                    break
-                time.sleep(0.1)
-            assert process.poll() is None, process.stdout.read()
-            yield f"http://127.0.0.1:{port}/"
-        finally:
-            process.terminate()
-
-
-def _answers(address):
-    try:
-        with urllib.request.urlopen(address, timeout=5) as answer:
-            return answer.status == 200
-    except OSError:
-        return False
-
-
-def test_app_py_serves_the_page_when_it_is_started(hosted):
-    with urllib.request.urlopen(hosted, timeout=10) as answer:
-        page = answer.read().decode()
-    assert "gradio" in page
-    with urllib.request.urlopen(f"{hosted}config", timeout=10) as answer:
-        config = json.load(answer)
-    assert config["title"] == "turbopress"
-    assert "examples/demo/base" in json.dumps(config["components"])

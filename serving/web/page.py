@@ -51,7 +51,7 @@ def _chat(by_name: Mapping[str, Offer], table: str, settings: list[gr.components
         with gr.Column(scale=3):
             chatbot = gr.Chatbot(label="Conversation", height=420, elem_id="conversation", buttons=["copy"])
             sees = any(offer.sees_images for offer in by_name.values())
-            box = _box(sees)
+            box = _box(sees, "Message", "message")
             with gr.Row():
                 send = gr.Button("Send", variant="primary", elem_id="send")
                 stop = gr.Button("Stop", elem_id="stop")
@@ -59,7 +59,7 @@ def _chat(by_name: Mapping[str, Offer], table: str, settings: list[gr.components
                 clear = gr.Button("Clear", elem_id="clear")
         with gr.Column(scale=2):
             chosen = gr.Dropdown(names, value=names[0], label="Model", elem_id="model")
-            card = gr.Markdown(by_name[names[0]].card, elem_id="card")
+            gr.Markdown(lambda name: by_name[name].about().card, inputs=chosen, elem_id="card")
     with gr.Accordion("All variants", open=True):
         gr.Markdown(table or "No comparison here yet: `dvc repro` makes it.", elem_id="table")
 
@@ -95,12 +95,12 @@ def _chat(by_name: Mapping[str, Offer], table: str, settings: list[gr.components
     stop.click(_stopper(stops), None, None, queue=False, api_visibility="private")
     for trigger in (clear.click, chatbot.clear):
         trigger(lambda: ([], []), None, [history, chatbot], api_visibility="private")
-    chosen.change(lambda name: by_name[name].card, chosen, card, api_visibility="private")
 
 
 def _pair(by_name: Mapping[str, Offer], settings: list[gr.components.Component], stops: Stops) -> None:
     names = list(by_name)
-    prompt = gr.Textbox(label="One prompt for both", elem_id="pair-prompt")
+    sees = sum(offer.sees_images for offer in by_name.values()) > 1
+    prompt = _box(sees, "One prompt for both", "pair-prompt")
     with gr.Row():
         compare = gr.Button("Compare", variant="primary", elem_id="compare")
         stop = gr.Button("Stop", elem_id="pair-stop")
@@ -114,12 +114,13 @@ def _pair(by_name: Mapping[str, Offer], settings: list[gr.components.Component],
             right_answer = gr.HTML(elem_id="right-answer")
 
     def both(
-        text: str, one: str, other: str, system: str, max_tokens: float, temperature: float, top_p: float, seed: float,
+        value: Any, one: str, other: str, system: str, max_tokens: float, temperature: float, top_p: float, seed: float,
         request: gr.Request,
     ) -> Iterator[tuple[str, str, str]]:  # fmt: skip
+        text, images = _parts(value)
         if text.strip():
             flag, sampling = stops.begin(str(request.session_hash)), _sampling(max_tokens, temperature, top_p, seed)
-            yield from side_by_side(by_name[one], by_name[other], text, system, sampling, flag)
+            yield from side_by_side((by_name[one], by_name[other]), text, images, system, sampling, flag)
 
     for trigger in (compare.click, prompt.submit):
         trigger(both, [prompt, left, right, *settings], [left_answer, right_answer, verdict], api_visibility="private")
@@ -133,10 +134,10 @@ def _stopper(stops: Stops) -> Any:
     return stop
 
 
-def _box(sees_images: bool) -> gr.components.Component:
+def _box(sees_images: bool, label: str, elem_id: str) -> gr.components.Component:
     if sees_images:
-        return gr.MultimodalTextbox(label="Message", file_types=["image"], elem_id="message", submit_btn=False)
-    return gr.Textbox(label="Message", placeholder="Write something, then Enter", elem_id="message")
+        return gr.MultimodalTextbox(label=label, file_types=["image"], elem_id=elem_id, submit_btn=False)
+    return gr.Textbox(label=label, placeholder="Write something, then Enter", elem_id=elem_id)
 
 
 def _parts(value: Any) -> tuple[str, list[Path]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from serving.engine import Message, Sampling
 from serving.errors import ServingError
 from serving.images import user_message, words
-from serving.web.differences import marked, share_equal
+from serving.web.differences import Cut, cut_by, cut_words, marked, share_equal
 from serving.web.offers import Offer
 
 
@@ -69,18 +69,56 @@ def _refusal(error: ServingError) -> str:
 
 
 def side_by_side(
-    left: Offer, right: Offer, prompt: str, system: str, sampling: Sampling, stop: threading.Event
+    pair: tuple[Offer, Offer],
+    prompt: str,
+    images: Sequence[Path],
+    system: str,
+    sampling: Sampling,
+    stop: threading.Event,
 ) -> Iterator[tuple[str, str, str]]:
     """Both answers as HTML, one after the other so that a seed means the same for both; at the end, differences."""
+    try:
+        message = _for_both(pair, prompt, images)
+    except ServingError as error:
+        yield "", "", _refusal(error)
+        return
     opening: list[Message] = [{"role": "system", "content": system}] if system.strip() else []
-    messages = [*opening, user_message(prompt)]
     texts = ["", ""]
-    for place, offer in enumerate((left, right)):
-        for texts[place] in spoken(offer, messages, sampling, stop):
-            yield *(_shown(text) for text in texts), f"{offer.name} is speaking …"  # type: ignore[misc]
-    same = share_equal(*texts)
-    one, other = (_shown(text, is_html=True) for text in marked(*texts))
-    yield one, other, f"{100 * same:.0f} % of the tokens are the same; what differs is marked."
+    for place, offer in enumerate(pair):
+        for texts[place] in spoken(offer, [*opening, message], sampling, stop):
+            yield _shown(texts[0]), _shown(texts[1]), f"{offer.name} is speaking …"
+    yield _compared(pair, texts)
+
+
+def _for_both(pair: tuple[Offer, Offer], prompt: str, images: Sequence[Path]) -> Message:
+    """The prompt; refused where only one of the two would see its images."""
+    blind = [offer.name for offer in pair if not offer.sees_images]
+    if images and blind:
+        raise ServingError(f"{blind[0]}: takes no images; leave them out, or choose two models that see")
+    return user_message(prompt, images)
+
+
+def _compared(pair: tuple[Offer, Offer], texts: Sequence[str]) -> tuple[str, str, str]:
+    """Both texts with their differences marked, and what was compared in words."""
+    try:
+        cut, what, note = _cut_of(pair)
+    except ServingError as error:
+        return _shown(texts[0]), _shown(texts[1]), _refusal(error)
+    left, right = map(cut, texts)
+    one, other = (_shown(text, is_html=True) for text in marked(left, right))
+    return (
+        one,
+        other,
+        f"{100 * share_equal(left, right):.0f} % of the {what} are the same; what differs is marked. {note}",
+    )
+
+
+def _cut_of(pair: tuple[Offer, Offer]) -> tuple[Cut, str, str]:
+    """How both answers are cut, into what, and why so: by the first tokenizer that is here."""
+    for offer in pair:
+        if tokenizer := offer.about().tokenizer:
+            return cut_by(tokenizer), "tokens", f"Both are cut by the tokenizer of {offer.name}."
+    return cut_words, "words", "Words are compared, because neither model's tokenizer is here."
 
 
 def shown(history: Sequence[Message]) -> list[Mapping[str, str]]:
