@@ -75,8 +75,9 @@ def compare(
         write_local_page(root, page)
         print(f"{page}: opens in any browser, offline")
         return
-    rows = read_rows(load(root), root / "reports")
-    for line in warnings(root / "reports" / "overlap.json"):
+    params = load(root)
+    rows = read_rows(params, root / "reports")
+    for line in warnings(root / "reports", params.generate):
         print(f"turbopress: {line}", file=sys.stderr)
     if as_json:
         _print_json(rows)

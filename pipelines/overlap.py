@@ -1,4 +1,4 @@
-"""Stage `overlap`: how much of the evaluation text was seen in calibration and in distillation.
+"""Stages `overlap`: how much of the evaluation text was seen in calibration and in distillation, or written by a model.
 
 It stops nothing. Who measures on text that was calibrated on is told so here, in `turbopress compare`, and by
 `dvc metrics diff`.
@@ -6,11 +6,12 @@ It stops nothing. Who measures on text that was calibrated on is told so here, i
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from tokenizers import Tokenizer
 
 from compress.corpus import load_windows, overlap
@@ -19,15 +20,16 @@ from pipelines.corpus import read_tokenizer
 from pipelines.stage import fresh_file, run
 
 SEEN = ("calibration", "distillation")
+RUN_TOKENS = "run_tokens"
 
 
-def main(data: Path, tokenizer: Path, out: Path) -> None:
-    """Writes to OUT which of DATA's evaluation windows hold a run of tokens that the windows of SEEN hold."""
+def main(data: Path, tokenizer: Path, out: Path, texts: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+    """Writes to OUT which of DATA's evaluation windows hold a run of tokens that those of TEXTS, or SEEN, hold."""
     evaluation, marks = load_windows(data / "evaluation"), special_tokens(read_tokenizer(tokenizer))
-    values = {name: asdict(overlap(load_windows(data / name), evaluation, marks)) for name in SEEN}
+    values = {name: asdict(overlap(load_windows(data / name), evaluation, marks)) for name in texts or SEEN}
     with fresh_file(out) as file:
-        file.write_text(json.dumps({"run_tokens": RUN, **values}, indent=2) + "\n", "utf8")
-    for line in warnings(out):
+        file.write_text(json.dumps({RUN_TOKENS: RUN, **values}, indent=2) + "\n", "utf8")
+    for line in _warnings(out):
         print(f"turbopress: {line}", file=sys.stderr)
 
 
@@ -36,16 +38,21 @@ def special_tokens(tokenizer: Tokenizer) -> frozenset[int]:
     return frozenset(n for n, token in tokenizer.get_added_tokens_decoder().items() if token.special)
 
 
-def warnings(path: Path) -> Iterator[str]:
-    """A line for each text that holds some of the evaluation's; none where the stage has not run."""
+def warnings(reports: Path, generated: Iterable[str] = ()) -> Iterator[str]:
+    """A line for each text that holds some of the evaluation's; none where the stages have not run."""
+    for name in ("overlap.json", *(f"{key}.overlap.json" for key in generated)):
+        yield from _warnings(reports / name)
+
+
+def _warnings(path: Path) -> Iterator[str]:
     found: dict[str, Any] = json.loads(path.read_text("utf8")) if path.is_file() else {}
-    for name in SEEN:
-        if name in found and found[name]["share"]:
-            about = found[name]
+    for name, about in found.items():
+        if name != RUN_TOKENS and about["share"]:
             most = max(about["by_domain"], key=about["by_domain"].get)
+            text = f"data.{name}" if name in SEEN else f"generate.{name}"
             yield (
-                f"warning: data.{name}: {100 * about['share']:.1f} % of the evaluation windows share a run of "
-                f"{found['run_tokens']} tokens with it ({100 * about['tokens_share']:.1f} % of the tokens, most in "
+                f"warning: {text}: {100 * about['share']:.1f} % of the evaluation windows share a run of "
+                f"{found[RUN_TOKENS]} tokens with it ({100 * about['tokens_share']:.1f} % of the tokens, most in "
                 f"{most}), so their losses may look too small; take other text for one of the two"
             )
 

@@ -128,7 +128,7 @@ def test_evaluation_text_that_comes_along_is_warned_of_as_the_text_that_it_is_fr
     both, begun = written(tmp_path, monkeypatch, 4, length=16, with_prompts=True)
     evaluation = Windows(begun.tokens[1:2], ["seen"])
     write_text(tmp_path / "data" / "calibration", ["other"] * 4, seed=1)
-    for name, text in {"distillation": begun, "evaluation": evaluation}.items():
+    for name, text in {"distillation": begun, "evaluation": evaluation, "own-words": both}.items():
         (tmp_path / "data" / name).mkdir()
         save_windows(text, tmp_path / "data" / name)
     capsys.readouterr()  # the bar of the writing
@@ -136,6 +136,12 @@ def test_evaluation_text_that_comes_along_is_warned_of_as_the_text_that_it_is_fr
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("turbopress: warning: data.distillation: 100.0 % of the evaluation windows share a run")
     assert overlap(both, evaluation).windows == [0]  # in its new order too
+    own = tmp_path / "own-words.overlap.json"
+    overlaps.main(tmp_path / "data", tmp_path / "source" / "tokenizer.json", own, ["own-words"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("turbopress: warning: generate.own-words: 100.0 % of the evaluation windows share a run")
+    assert f"turbopress: {list(overlaps.warnings(tmp_path, ['own-words']))[-1]}" == line
+    assert len(list(overlaps.warnings(tmp_path))) == 1  # a text that params.yaml no longer names is not spoken of
 
 
 def test_what_a_model_writes_is_never_begun_by_the_evaluation_text(tmp_path):

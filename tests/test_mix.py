@@ -183,5 +183,5 @@ def test_the_stage_warns_of_each_text_in_a_line_and_keeps_the_numbers(tmp_path, 
     found = json.loads((tmp_path / "overlap.json").read_text())
     assert found["calibration"]["windows"] == [3]
     assert found["distillation"]["share"] == 0
-    assert list(stage.warnings(tmp_path / "overlap.json")) == [line.removeprefix("turbopress: ")]
+    assert list(stage.warnings(tmp_path)) == [line.removeprefix("turbopress: ")]
     assert list(stage.warnings(tmp_path / "not-run-yet.json")) == []
