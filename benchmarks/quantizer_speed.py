@@ -18,6 +18,7 @@ from compress.checkpoint.convert import write_in_layout
 from compress.checkpoint.runner import LayerRunner
 from compress.checkpoint.write import ModelWriter
 from compress.quantize.learned import LOOKS
+from compress.quantize.precision import multiplies_bfloat16
 from compress.quantize.recipe import AwqRecipe, Learned
 from compress.quantize.resources import Resources, place_for_windows
 from compress.quantize.walk import quantize_model
@@ -158,7 +159,7 @@ def cpu(args):
             elapsed = time.perf_counter() - start
         yield [{
             "recipe": "awq-light", "model": "SmolLM2-135M", "layout": layout, "windows": 32, "length": 512,
-            "threads": torch.get_num_threads(), "alone": not args.shared,
+            "threads": torch.get_num_threads(), "bfloat16": multiplies_bfloat16("cpu"), "alone": not args.shared,
             "forward_s": round(forward, 1), "elapsed_s": round(elapsed, 1),
             "times_two_forwards": round(elapsed / (2 * forward), 2),
         }]  # fmt: skip

@@ -95,7 +95,8 @@ def _processor() -> str:
     """Two cores' seconds beside the forward passes, a layout after the other."""
     rows = read("benchmarks/results/quantizer_cpu.json")
     times = " and ".join(f"{row['times_two_forwards']:.1f} times in the layout {row['layout']}" for row in rows)
-    told = f"{rows[0]['elapsed_s']:.0f} s on {rows[0]['threads']} CPU cores; of the two forward passes alone, {times}"
+    cores = f"{rows[0]['threads']} CPU cores {'with' if rows[0]['bfloat16'] else 'without'} bfloat16"
+    told = f"{rows[0]['elapsed_s']:.0f} s on {cores}; of the two forward passes alone, {times}"
     missed = max(row["times_two_forwards"] for row in rows) > PROCESSOR_TIMES
     return f"{told}, more than the {PROCESSOR_TIMES} that were aimed at" if missed else told
 
