@@ -30,7 +30,7 @@ def kept_parameters(shape: Shape) -> int:
     if not shape.kept:
         return 0
     sizes = _sizes(shape)
-    return sum(sizes[linear] for layer in range(shape.layers) for linear in _kept(shape, layer))
+    return sum(sizes[linear] for layer in range(shape.layers) for linear in kept_linears(shape, layer))
 
 
 def modules(shape: Shape) -> Mapping[str, frozenset[str]]:
@@ -38,7 +38,8 @@ def modules(shape: Shape) -> Mapping[str, frozenset[str]]:
     return INTERNLM2_MODULES if shape.decoder == INTERNLM2 else STOCK_MODULES
 
 
-def _kept(shape: Shape, layer: int) -> frozenset[str]:
+def kept_linears(shape: Shape, layer: int) -> frozenset[str]:
+    """The linears of a layer that the engine has in 16 bits by these names."""
     found = {
         linear
         for module, linears in modules(shape).items()

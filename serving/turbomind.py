@@ -9,6 +9,7 @@ read alike by all of them is refused. A theta that stands nowhere is 10,000 to e
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from serving.kept import kept_linears
 from serving.ranks import INTERNLM2
 from serving.shape import Shape
 
@@ -24,6 +25,7 @@ def problems(shape: Shape) -> Iterator[str]:
     """Each such thing in one line, with the value and what to do."""
     yield from _biases(shape)
     yield from _rope(shape)
+    yield from _mixture(shape)
 
 
 def _biases(shape: Shape) -> Iterator[str]:
@@ -32,6 +34,17 @@ def _biases(shape: Shape) -> Iterator[str]:
         yield "bias is true, at which TurboMind 0.18 ends in InternLM2's layout; convert to layout llama"
     if shape.decoder == LLAMA and "mlp_bias" in shape.biases:
         yield f"mlp_bias is true, and TurboMind 0.18 adds no bias to gate_proj and up_proj; {ELSEWHERE}"
+
+
+def _mixture(shape: Shape) -> Iterator[str]:
+    """Feed-forward linears that the loader cannot join: it takes gate and up alike, and in 16 bits with down alone."""
+    for layer in range(shape.layers) if shape.kept and shape.bits == 4 else ():
+        kept = kept_linears(shape, layer) & {"gate_proj", "up_proj", "down_proj"}
+        if kept not in ({"gate_proj", "up_proj", "down_proj"}, {"down_proj"}, set()):
+            named = " and ".join(sorted(kept))
+            told = "gate_proj and up_proj are loaded in 16 bits with down_proj only"
+            yield f"layer {layer} keeps {named} in 16 bits, {told}; quantize it again with all three or none of them"
+            return
 
 
 def _rope(shape: Shape) -> Iterator[str]:

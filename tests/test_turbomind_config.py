@@ -172,6 +172,24 @@ def test_biases_are_refused_where_the_engine_ends_at_them_or_leaves_them_out():
         fitted(EngineProfile(), parse_shape(raw("internlm2", bias=True), "config.json"), "models/base")
 
 
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128}
+
+
+@pytest.mark.parametrize(
+    ("kept", "named"),
+    [
+        (["mlp.gate_proj"], "layer 0 keeps gate_proj in 16 bits"),
+        (["model.layers.1.mlp.gate_proj", "model.layers.1.mlp.up_proj"], "layer 1 keeps gate_proj and up_proj in 16"),
+        (["up_proj", "down_proj"], "layer 0 keeps down_proj and up_proj in 16 bits"),
+        (["down_proj"], None), (["mlp"], None), (["lm_head", "q_proj"], None),
+    ],
+)  # fmt: skip
+def test_a_feed_forward_of_which_the_engine_joins_no_half_is_refused(kept, named):
+    found = told("llama", quantization_config=AWQ | {"modules_to_not_convert": kept})
+    assert len(found) == (named is not None)
+    assert all(line.startswith(named) and line.endswith("with all three or none of them") for line in found)
+
+
 def test_every_command_that_serves_by_this_engine_refuses(turbopress, tmp_path):
     write_config(tmp_path, CONFIG | {"bias": True})
     for command in (("serve", tmp_path, "--dry-run"), ("memory", tmp_path, "--gpu", "24GiB")):
