@@ -44,4 +44,4 @@ def test_what_is_said_of_scales_damping_and_learning_is_so():
     )
     assert max(changes("less damping", "sotu")) < 0
     assert min(*changes("less damping", "wikitext2"), *changes("less damping", "code")) > 0
-    assert max(changes("and learned rounding", "sotu")) < 0
+    assert max(*changes("and learned rounding", "sotu"), *changes("and learned rounding", "wikitext2")) < 0
