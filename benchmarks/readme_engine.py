@@ -1,6 +1,7 @@
 """The README's sections about what LMDeploy's engines answer beside our own weights: proofs, and images."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,13 @@ ROOT = Path(__file__).parents[1]
 def read(path: str | Path) -> Any:
     """A JSON file of the repository."""
     return json.loads((ROOT / path).read_text("utf8"))
+
+
+def table(heads: Sequence[str], numbers: int, rows: Sequence[Sequence[str]]) -> str:
+    """A table whose last `numbers` columns are set to the right."""
+    rule = [" --- "] * (len(heads) - numbers) + [" ---: "] * numbers
+    lines = [f"| {' | '.join(heads)} |", f"|{'|'.join(rule)}|", *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n" + "\n".join(lines) + "\n"
 
 
 def proven() -> str:

@@ -3,34 +3,33 @@
 from pathlib import Path
 from typing import Any
 
-from readme_engine import read
+from readme_engine import read, table
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def costs() -> str:
     """A format's damage to the demo base, from the folder that was written."""
-    titles = ("format", "bits a linear's weight", "perplexity", "KL, nats", "top-1 as base")
-    head = f"| {' | '.join(titles)} |\n| --- | ---: | ---: | ---: | ---: |\n"
-    lines = [
-        f"| {row['format']} | {row['bits_per_linear_weight']:.2f} | {row['perplexity']:.3f} | {row['kl_nats']:.4f} "
-        f"| {100 * row['top1_agreement']:.1f} % |\n"
+    rows = [
+        [
+            row["format"], f"{row['bits_per_linear_weight']:.2f}", f"{row['perplexity']:.3f}", f"{row['kl_nats']:.4f}",
+            f"{100 * row['top1_agreement']:.1f} %",
+        ]
         for row in read("benchmarks/results/demo_formats.json")
-    ]
-    return "\n" + head + "".join(lines)
+    ]  # fmt: skip
+    return table(["format", "bits a linear's weight", "perplexity", "KL, nats", "top-1 as base"], 4, rows)
 
 
 def speeds() -> str:
     """Tokens a second of each format in a real shape."""
-    rows = read("benchmarks/results/format_speed.json")
-    titles = ("format", "weights", "cache", "1 at once", "64 at once")
-    head = f"| {' | '.join(titles)} |\n| --- | ---: | ---: | ---: | ---: |\n"
-    lines = [
-        f"| {row['format']} | {row['weight_bytes'] / 1e9:.2f} GB | {row['kv_bits']} bits "
-        f"| {row['tokens_s_batch_1']:,.0f} | {row['tokens_s_batch_64']:,.0f} |\n"
-        for row in rows
-    ]
-    return "\n" + head + "".join(lines)
+    rows = [
+        [
+            row["format"], f"{row['weight_bytes'] / 1e9:.2f} GB", f"{row['kv_bits']} bits",
+            f"{row['tokens_s_batch_1']:,.0f}", f"{row['tokens_s_batch_64']:,.0f}",
+        ]
+        for row in read("benchmarks/results/format_speed.json")
+    ]  # fmt: skip
+    return table(["format", "weights", "cache", "1 at once", "64 at once"], 4, rows)
 
 
 def asked() -> str:

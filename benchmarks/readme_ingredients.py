@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from readme_engine import read
+from readme_engine import read, table
 
 WHOLE = "whole"
 
@@ -14,9 +14,8 @@ def ingredients() -> str:
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         found.setdefault((row["recipe"], row["domain"]), []).append(row)
-    head = f"| recipe | {' | '.join(domains)} |\n| --- |{' ---: |' * len(domains)}\n"
-    lines = [f"| {name} | {' | '.join(_cell(found[name, domain]) for domain in domains)} |\n" for name in names]
-    return "\n" + head + "".join(lines)
+    lines = [[name, *(_cell(found[name, domain]) for domain in domains)] for name in names]
+    return table(["recipe", *domains], len(domains), lines)
 
 
 def _cell(draws: list[dict[str, Any]]) -> str:

@@ -5,13 +5,14 @@ and with what makes it another measurement than ours, from benchmarks/results/pu
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from readme_distilled import DISTILLED_ON, measured, share
+from readme_engine import table
 
 from compress.distill.fused import CHUNK_BYTES, LIVE
 from compress.distill.recipe import DistillRecipe, GenerateRecipe
@@ -35,13 +36,6 @@ def _read(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text("utf8"))
 
 
-def _table(heads: Sequence[str], numbers: int, rows: Sequence[Sequence[str]]) -> str:
-    """A table whose last `numbers` columns are set to the right."""
-    rule = [" --- "] * (len(heads) - numbers) + [" ---: "] * numbers
-    lines = [f"| {' | '.join(heads)} |", f"|{'|'.join(rule)}|", *(f"| {' | '.join(row)} |" for row in rows)]
-    return "\n" + "\n".join(lines) + "\n"
-
-
 def _named(row: Row) -> str:
     return f"[{row['work']}]({row['source']})"
 
@@ -57,7 +51,7 @@ def cuts() -> str:
         first = by_domain[domains[0]]
         kl = [f"{by_domain[domain]['kl_nats']:.2f}" for domain in domains]
         rows.append([recipe, f"{100 * first['share']:.0f} %", *kl, f"{first['elapsed_s']:.0f}"])
-    return _table(
+    return table(
         ["cut", "decoder left", *(f"KL, nats, {domain}" for domain in domains), "seconds"], 2 + len(domains), rows
     )
 
@@ -74,7 +68,7 @@ def held() -> str:
         for row in _read("prune_speed")
     ]  # fmt: skip
     heads = ["shape", "cut", "on", "windows × tokens", "GPU", "host", "of it no file's", "limit", "seconds"]
-    return _table(heads, 5, rows)
+    return table(heads, 5, rows)
 
 
 def _gib(size: float | None) -> str:
@@ -84,7 +78,7 @@ def _gib(size: float | None) -> str:
 def beside() -> str:
     """Ours, then others': from the whole model over the cut one to the trained one."""
     heads = ["work", "cut", "trained on", "score", "whole → cut → trained", "kept", "won back", "what is different"]
-    return _table(heads, 0, [*_ours(), *(_theirs(row) for row in _read("published_pruning")["cuts"])])
+    return table(heads, 0, [*_ours(), *(_theirs(row) for row in _read("published_pruning")["cuts"])])
 
 
 def _ours() -> list[list[str]]:
@@ -127,7 +121,7 @@ def repairs() -> str:
         ways = " → ".join(f"{value:.{row['decimals']}f}" for value in (whole, quantized, trained))
         closed = f"{100 * (quantized - trained) / (quantized - whole):.0f} %"
         rows.append([_named(row), row["model"], row["score"], ways, closed, row["differs"]])
-    return _table(heads, 0, rows)
+    return table(heads, 0, rows)
 
 
 def caches() -> str:
@@ -136,7 +130,7 @@ def caches() -> str:
         [_named(row), str(row["k"]), str(row["bytes"]), f"{BYTES_AN_ENTRY * row['k']:,}"]
         for row in _read("published_pruning")["caches"]
     ]
-    return _table(["cache", "entries a token", "its bytes a token", "ours with as many (8 · k)"], 3, rows)
+    return table(["cache", "entries a token", "its bytes a token", "ours with as many (8 · k)"], 3, rows)
 
 
 def bound() -> str:
@@ -156,7 +150,7 @@ def peaks() -> str:
         ]
         for row in _read("distill_speed")
     ]  # fmt: skip
-    return _table(["windows × tokens an update", "GPUs", "compiled", "most on a GPU", "tokens a second"], 2, rows)
+    return table(["windows × tokens an update", "GPUs", "compiled", "most on a GPU", "tokens a second"], 2, rows)
 
 
 def _defaults(recipe: type[BaseModel]) -> str:
@@ -168,7 +162,7 @@ def _defaults(recipe: type[BaseModel]) -> str:
             default = f"{{kind: {default.kind}}}"  # the loss
         said = "must be said" if default is PydanticUndefined else f"`{json.dumps(default)}`".replace('"', "")
         rows.append([f"`{name}`", said, field.description or UNSAID[name]])
-    return _table(["key", "default", "meaning and unit"], 0, rows)
+    return table(["key", "default", "meaning and unit"], 0, rows)
 
 
 SECTIONS: Mapping[str, Callable[[], str]] = {

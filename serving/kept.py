@@ -11,9 +11,10 @@ from serving.ranks import INTERNLM2
 from serving.shape import PATTERN, Shape
 
 QKV = frozenset(("q_proj", "k_proj", "v_proj"))
+FEED_FORWARD = frozenset(("gate_proj", "up_proj", "down_proj"))
 STOCK_MODULES = {  # of a layer, which linears each module is
     **{f"self_attn.{name}": frozenset((name,)) for name in (*sorted(QKV), "o_proj")},
-    **{f"mlp.{name}": frozenset((name,)) for name in ("gate_proj", "up_proj", "down_proj")},
+    **{f"mlp.{name}": frozenset((name,)) for name in sorted(FEED_FORWARD)},
 }
 INTERNLM2_MODULES = {
     "attention.wqkv": QKV,
@@ -59,7 +60,5 @@ def _names(said: str, module: str) -> bool:
 def _sizes(shape: Shape) -> dict[str, int]:
     """Weights of each linear of a layer."""
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    outputs = {"q_proj": q, "k_proj": kv, "v_proj": kv, "o_proj": q} | dict.fromkeys(
-        ("gate_proj", "up_proj", "down_proj"), shape.inter
-    )
+    outputs = {"q_proj": q, "k_proj": kv, "v_proj": kv, "o_proj": q} | dict.fromkeys(FEED_FORWARD, shape.inter)
     return {linear: shape.hidden * size for linear, size in outputs.items()}

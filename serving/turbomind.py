@@ -9,7 +9,7 @@ read alike by all of them is refused. A theta that stands nowhere is 10,000 to e
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from serving.kept import kept_linears
+from serving.kept import FEED_FORWARD, kept_linears
 from serving.ranks import INTERNLM2
 from serving.shape import Shape
 
@@ -39,8 +39,8 @@ def _biases(shape: Shape) -> Iterator[str]:
 def _mixture(shape: Shape) -> Iterator[str]:
     """Feed-forward linears that the loader cannot join: it takes gate and up alike, and in 16 bits with down alone."""
     for layer in range(shape.layers) if shape.kept and shape.bits == 4 else ():
-        kept = kept_linears(shape, layer) & {"gate_proj", "up_proj", "down_proj"}
-        if kept not in ({"gate_proj", "up_proj", "down_proj"}, {"down_proj"}, set()):
+        kept = kept_linears(shape, layer) & FEED_FORWARD
+        if kept not in (FEED_FORWARD, {"down_proj"}, set()):
             named = " and ".join(sorted(kept))
             told = "gate_proj and up_proj are loaded in 16 bits with down_proj only"
             yield f"layer {layer} keeps {named} in 16 bits, {told}; quantize it again with all three or none of them"

@@ -67,6 +67,21 @@ def said_to(page, text, count=2):
     return conversation(page, count)[-1]
 
 
+def noise(folder):
+    """An image of nothing."""
+    from PIL import Image
+
+    file = folder / "noise.png"
+    Image.effect_noise((40, 30), 90).convert("RGB").save(file)
+    return file
+
+
+def shown(page, image):
+    """Lays an image beside the message that is being written."""
+    page.set_input_files("#message input[type=file]", image)
+    page.wait_for_selector("#message img")
+
+
 def compared(page, text, image=None):
     """Both answers to one prompt, and the line above them."""
     page.get_by_role("tab", name="Side by side").click()

@@ -5,7 +5,7 @@ import re
 import shutil
 
 import pytest
-from browsing import MESSAGES, conversation, limit, needs_chromium, opened, said_to, visit
+from browsing import MESSAGES, conversation, limit, needs_chromium, noise, opened, said_to, shown, visit
 from tiny_repository import WORDS, make_repository
 from vision_models import write_internvl, write_llava
 
@@ -52,13 +52,9 @@ def test_stop_ends_a_long_answer(page):
 
 @needs_chromium
 def test_a_visitor_shows_an_image_to_a_model_that_sees(browser, tmp_path):
-    from PIL import Image
-
     write_llava(tmp_path / "llava")
-    Image.effect_noise((40, 30), 90).convert("RGB").save(tmp_path / "noise.png")
     with opened(tmp_path, "./llava") as place, visit(browser, place) as page:
-        page.set_input_files("#message input[type=file]", tmp_path / "noise.png")
-        page.wait_for_selector("#message img")
+        shown(page, noise(tmp_path))
         limit(page, 6)
         page.fill("#message textarea", "word100 word200")
         page.click("#send")
@@ -76,8 +72,6 @@ def test_a_prompt_that_is_too_long_is_one_line_on_the_page(page):
 @needs_chromium
 def test_what_cannot_be_answered_is_one_line_on_the_page(browser, tmp_path):
     """A damaged image, an image for a model that sees none, an altered model, and one without a chat template."""
-    from PIL import Image
-
     root = make_repository(tmp_path)
     write_llava(root / "llava")
     for name in ("altered", "mute"):
@@ -89,8 +83,7 @@ def test_what_cannot_be_answered_is_one_line_on_the_page(browser, tmp_path):
     said = json.loads((root / "models" / "mute" / "tokenizer_config.json").read_text())
     said.pop("chat_template", None)
     (root / "models" / "mute" / "tokenizer_config.json").write_text(json.dumps(said))
-    Image.effect_noise((40, 30), 90).convert("RGB").save(tmp_path / "noise.png")
-    (tmp_path / "damaged.png").write_bytes((tmp_path / "noise.png").read_bytes()[:60])
+    (tmp_path / "damaged.png").write_bytes(noise(tmp_path).read_bytes()[:60])
     asked_of = [
         ("./llava", "damaged.png", "⚠ image: is damaged"),
         ("base", "noise.png", "⚠ base: takes no images; leave them out"),
@@ -113,13 +106,9 @@ def test_what_cannot_be_answered_is_one_line_on_the_page(browser, tmp_path):
 
 @needs_chromium
 def test_a_published_internvl_takes_an_image_on_the_page_and_says_why_it_cannot_answer_here(browser, tmp_path):
-    from PIL import Image
-
     write_internvl(tmp_path / "internvl")
-    Image.effect_noise((40, 30), 90).convert("RGB").save(tmp_path / "noise.png")
     with opened(tmp_path, "./internvl") as place, visit(browser, place) as page:
-        page.set_input_files("#message input[type=file]", tmp_path / "noise.png")
-        page.wait_for_selector("#message img")
+        shown(page, noise(tmp_path))
         page.fill("#message textarea", "word100 word200")
         page.click("#send")
         question, told = conversation(page, 2)
