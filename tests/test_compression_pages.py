@@ -183,3 +183,10 @@ def test_every_link_is_there(name):
             target = page.parent / place
             titles = re.findall(r"^#+ (.*)$", target.read_text("utf8"), re.MULTILINE)
             assert not heading or heading in {title.lower().replace(" ", "-") for title in titles}
+
+
+def test_a_whole_20b_was_pruned_on_one_gpu_and_24_gb_of_host_memory():
+    rows = json.loads((ROOT / "benchmarks" / "results" / "prune_speed.json").read_text("utf8"))
+    whole = [row for row in rows if row["shape"] == "20b" and row["layers"] == row["of_layers"] == 48]
+    (row,) = (row for row in whole if row["device"] != "cpu")
+    assert max(row["host_gib"], row["peak_host_gib"]) * 2**30 <= 24e9
